@@ -1,0 +1,127 @@
+"""Every error that Promptmill raises on purpose.
+
+::
+
+    PromptmillError                 exit 70
+    ├── InputError                  exit 2    what the user gave is wrong
+    │   ├── SourceError                       ... in a source, with file and line
+    │   ├── JobConflictError                  the job id is taken by other work
+    │   └── UnknownJobError                   no such job in this store
+    ├── UnavailableError            exit 3    Redis or the store cannot be used
+    │   ├── RedisUnavailableError
+    │   └── StoreUnavailableError
+    │       └── ForeignStoreError             it belongs to something else
+    ├── JobNotCompletedError        exit 1    a job that was waited for ended otherwise
+    ├── NotFoundError                         no such object in the store
+    ├── DamagedFileError                      an object in the store cannot be read
+    └── ModelError                  exit 2    a model cannot be loaded or served
+
+The message of each says what was wrong, where, and what to do; commands print it as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "DamagedFileError",
+    "ForeignStoreError",
+    "InputError",
+    "JobConflictError",
+    "JobNotCompletedError",
+    "ModelError",
+    "NotFoundError",
+    "Problem",
+    "PromptmillError",
+    "RedisUnavailableError",
+    "SourceError",
+    "StoreUnavailableError",
+    "UnavailableError",
+    "UnknownJobError",
+]
+
+
+class PromptmillError(Exception):
+    """Raised when something fails in a way that Promptmill foresees; the root of the tree."""
+
+    exit_code = 70
+
+
+class InputError(PromptmillError):
+    """Raised when an argument, a setting or a job id is wrong."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a source: ``file:line: reason``.
+
+    ``line`` is 1-based and None where the whole file is meant; ``code`` is a row error code of
+    docs/results.md; ``param`` names the column or parameter at fault, if one is.
+    """
+
+    file: str
+    line: int | None
+    reason: str
+    code: str = "invalid_row"
+    param: str | None = None
+
+    def __str__(self) -> str:
+        where = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{where}: {self.reason}"
+
+
+class SourceError(InputError):
+    """Raised when a source has problems; ``problems`` holds the first of them, ``total`` counts all."""
+
+    def __init__(self, problems: list[Problem], total: int | None = None) -> None:
+        self.problems = problems
+        self.total = len(problems) if total is None else total
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class JobConflictError(InputError):
+    """Raised when a job id is taken by other work, or was used by a deleted job."""
+
+
+class UnknownJobError(InputError):
+    """Raised when the store holds no job of that id."""
+
+
+class UnavailableError(PromptmillError):
+    """Raised when Redis or the store cannot be reached, refuses, or is another one's."""
+
+    exit_code = 3
+
+
+class RedisUnavailableError(UnavailableError):
+    """Raised when Redis cannot be reached or refuses."""
+
+
+class StoreUnavailableError(UnavailableError):
+    """Raised when the store cannot be reached, cannot be written, or ignores put-if-absent."""
+
+
+class ForeignStoreError(StoreUnavailableError):
+    """Raised when the place that the settings name belongs to something else."""
+
+
+class JobNotCompletedError(PromptmillError):
+    """Raised when a job that was waited for ended otherwise than completed."""
+
+    exit_code = 1
+
+
+class NotFoundError(PromptmillError):
+    """Raised when the store has no object of that name."""
+
+
+class DamagedFileError(PromptmillError):
+    """Raised when an object in the store is there but cannot be read as what its name says."""
+
+
+class ModelError(PromptmillError):
+    """Raised when a model cannot be loaded or served."""
+
+    exit_code = 2

@@ -1,0 +1,268 @@
+"""The end of a job: from parts to the dataset, its manifest and ``_SUCCESS``.
+
+Every step is a put-if-absent of something that depends only on what the store holds already, so that a
+finalizer may die between any two of them and another goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+
+import orjson
+import pyarrow as pa
+
+from jobs import layout
+from jobs.errors import DamagedFileError, NotFoundError
+from jobs.parts import Part, commit_part, find_part, list_parts
+from jobs.prompts import InputBatch, read_batch
+from jobs.results import (
+    PartCounts,
+    ResultRow,
+    read_part,
+    read_row_count,
+    result_schema,
+    result_writer,
+    write_part,
+)
+from jobs.spec import JobFile, RowError, Status, now
+from jobs.store import Store
+
+MANIFEST_VERSION = 1
+
+#: The size that a result file is planned for, in bytes of its parts.
+TARGET_FILE_BYTES = 128 * 2**20
+
+#: Parts that make one row group: 64 of 256 rows are 16,384 rows.
+_PARTS_PER_ROW_GROUP = 64
+
+#: The row status that the end of a job gives to rows which nobody generated.
+_ROW_STATUS = {Status.CANCELLED: "cancelled", Status.EXPIRED: "expired"}
+
+Progress = Callable[[], None]
+
+
+class MissingPartsError(DamagedFileError):
+    """Raised when a job whose batches are all done lacks parts; ``batches`` must be generated again."""
+
+    def __init__(self, job: str, batches: list[int]) -> None:
+        self.batches = batches
+        super().__init__(f"job {job}: the parts of {len(batches)} finished batches are gone or damaged")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """The batches ``first`` to ``last`` (inclusive) make one result file of ``rows`` rows."""
+
+    first: int
+    last: int
+    rows: int
+
+
+def finalize(store: Store, job: JobFile, ending: Status, *, alive: Progress = lambda: None) -> PartCounts:
+    """Publish the dataset of ``job`` and return its counts.
+
+    ``ending`` is how the job ends; ``alive`` is called between steps and may raise to stop. Raises
+    MissingPartsError, DamagedFileError (the counts do not add up) or StoreUnavailableError.
+    """
+    if store.exists(layout.success_file(job.id)):
+        counts = manifest_counts(store, job.id)
+    else:
+        parts = list(_all_parts(store, job, ending, alive))
+        counts = _sum(part.counts for part in parts)
+        _check_total(job, counts)
+        files = []
+        for index, planned in enumerate(_plan(store, job, parts)):
+            alive()
+            files.append(_publish_file(store, job, index, planned, parts, alive))
+        _publish_manifest(store, job, ending, counts, files)
+        store.put_if_absent(layout.success_file(job.id), b"")
+        counts = manifest_counts(store, job.id)
+    store.delete(list(list_parts(store, job.stage).values()))
+    return counts
+
+
+def manifest_counts(store: Store, job: str) -> PartCounts:
+    """The counts of an ended job. Raises NotFoundError or DamagedFileError."""
+    try:
+        manifest = orjson.loads(store.get(layout.manifest_file(job)))
+        rows, tokens = manifest["rows"], manifest["tokens"]
+        return PartCounts(
+            completed=rows["completed"],
+            failed=rows["failed"],
+            cancelled=rows["cancelled"],
+            expired=rows["expired"],
+            prompt_tokens=tokens["prompt"],
+            completion_tokens=tokens["completion"],
+            errors=manifest["errors"],
+        )
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{store.locate(layout.manifest_file(job))} cannot be read: {error}") from error
+
+
+def read_input(store: Store, job: JobFile, batch: int) -> InputBatch:
+    """The rows of a batch. Raises DamagedFileError where they are gone or cannot be read."""
+    try:
+        return read_batch(store.get(layout.input_batch(job.stage, batch)), job.spec.sampling)
+    except NotFoundError as error:
+        raise DamagedFileError(str(error)) from error
+
+
+def batch_rows(job: JobFile, batch: int) -> range:
+    """The row indexes of a batch: all are full but the last."""
+    first = batch * job.spec.batch_size
+    return range(first, min(first + job.spec.batch_size, job.rows))
+
+
+def lost_batch(job: JobFile, batch: int, reason: str) -> bytes:
+    """The part of a batch whose input cannot be read: one ``input_lost`` row for each of its rows."""
+    rows = [
+        ResultRow(
+            row_index=index,
+            sample_index=0,
+            custom_id=None,
+            status="error",
+            error_code=RowError.INPUT_LOST,
+            error_message=reason[:500],
+            finish_reason="error",
+            model=job.spec.model,
+        )
+        for index in batch_rows(job, batch)
+    ]
+    return write_part(rows, pa.table({}), job.columns, batch_rows(job, batch).start)
+
+
+def unrun_batch(job: JobFile, batch: int, source: InputBatch, status: str) -> bytes:
+    """The part of a batch that nobody ran: every sample of every row has ``status``."""
+    rows = [
+        ResultRow(prompt.row_index, sample, prompt.custom_id, status, model=job.spec.model)
+        for prompt in source.prompts
+        for sample in range(prompt.sampling.n)
+    ]
+    return write_part(rows, source.columns, job.columns, batch_rows(job, batch).start)
+
+
+def _all_parts(store: Store, job: JobFile, ending: Status, alive: Progress) -> Iterator[Part]:
+    """The part of each batch in order; where the job did not complete, those that nobody ran are put first."""
+    missing = []
+    for batch in range(job.batches):
+        alive()
+        part = find_part(store, job.stage, batch)
+        if part is None and ending in _ROW_STATUS:
+            part = commit_part(store, job.stage, batch, _fill(store, job, batch, _ROW_STATUS[ending]))
+        if part is None:
+            missing.append(batch)
+        else:
+            yield part
+    if missing:
+        raise MissingPartsError(job.id, missing)
+
+
+def _fill(store: Store, job: JobFile, batch: int, status: str) -> bytes:
+    try:
+        return unrun_batch(job, batch, read_input(store, job, batch), status)
+    except DamagedFileError as error:
+        return lost_batch(job, batch, str(error))
+
+
+def _check_total(job: JobFile, counts: PartCounts) -> None:
+    """P5. Rows whose input was lost count once each: their ``n`` cannot be read any more."""
+    lost = counts.errors.get(RowError.INPUT_LOST, 0)
+    if counts.rows != job.result_rows and not (lost and job.rows <= counts.rows < job.result_rows):
+        raise DamagedFileError(
+            f"job {job.id}: its parts hold {counts.rows} rows where {job.result_rows} were accepted"
+        )
+
+
+def _plan(store: Store, job: JobFile, parts: list[Part]) -> list[PlannedFile]:
+    """The stored plan; this call's own if nobody has put one yet."""
+    path = layout.plan_file(job.stage)
+    mine = [asdict(planned) for planned in plan_files(parts)]
+    store.put_if_absent(path, orjson.dumps({"files": mine}))
+    return [PlannedFile(**planned) for planned in orjson.loads(store.get(path))["files"]]
+
+
+def plan_files(parts: list[Part], target: int = TARGET_FILE_BYTES) -> list[PlannedFile]:
+    """Cut the parts, in order, into files of about ``target`` bytes."""
+    files: list[PlannedFile] = []
+    first = rows = size = 0
+    for part in parts:
+        if size and size + part.size > target:
+            files.append(PlannedFile(first, part.batch - 1, rows))
+            first, rows, size = part.batch, 0, 0
+        rows, size = rows + part.counts.rows, size + part.size
+    return [*files, PlannedFile(first, parts[-1].batch, rows)]
+
+
+def _publish_file(
+    store: Store, job: JobFile, index: int, planned: PlannedFile, parts: list[Part], alive: Progress
+) -> dict[str, object]:
+    """Merge the planned parts into one result file; its entry in the manifest."""
+    path = layout.results_file(job.id, index)
+    try:
+        content = store.get(path)
+    except NotFoundError:
+        merged = _merge(store, job, parts[planned.first : planned.last + 1], alive)
+        content = merged if store.put_if_absent(path, merged) else store.get(path)
+    rows = read_row_count(content)
+    if rows != planned.rows:
+        raise DamagedFileError(f"{store.locate(path)} holds {rows} rows where {planned.rows} were planned")
+    name = path.rsplit("/", 1)[-1]
+    return {"path": name, "rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _merge(store: Store, job: JobFile, parts: list[Part], alive: Progress) -> bytes:
+    """The rows of ``parts``, which are in order of row_index and sample_index, as one Parquet file."""
+    sink = io.BytesIO()
+    schema = result_schema(job.columns)
+    with result_writer(sink, schema) as writer:
+        for tables in _grouped((read_part(store.get(part.path)) for part in parts), _PARTS_PER_ROW_GROUP):
+            alive()
+            writer.write_table(pa.concat_tables([table.cast(schema) for table in tables]))
+    return sink.getvalue()
+
+
+def _publish_manifest(
+    store: Store, job: JobFile, ending: Status, counts: PartCounts, files: list[dict[str, object]]
+) -> None:
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "job": job.id,
+        "status": ending,
+        "spec": job.spec.model_dump(mode="json"),
+        "digest": job.digest,
+        "created_at": job.created_at.isoformat(),
+        "ended_at": now().isoformat(),
+        "rows": {
+            "total": counts.rows,
+            "completed": counts.completed,
+            "failed": counts.failed,
+            "cancelled": counts.cancelled,
+            "expired": counts.expired,
+        },
+        "tokens": {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens},
+        "errors": counts.errors,
+        "batches": job.batches,
+        "files": files,
+        "schema": str(result_schema(job.columns)),
+    }
+    store.put_if_absent(layout.manifest_file(job.id), orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def _sum(all_counts: Iterable[PartCounts]) -> PartCounts:
+    totals: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    for counts in all_counts:
+        errors.update(counts.errors)
+        totals.update({name: value for name, value in counts.to_json().items() if name != "errors"})
+    return PartCounts(**totals, errors=dict(errors))
+
+
+def _grouped(tables: Iterable[pa.Table], size: int) -> Iterator[list[pa.Table]]:
+    iterator = iter(tables)
+    while group := list(islice(iterator, size)):
+        yield group

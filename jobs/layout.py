@@ -1,0 +1,91 @@
+"""Where each file of a job lives in the store. Pure functions; paths are relative to the store's root."""
+
+from __future__ import annotations
+
+import re
+
+STORE_FILE = "_promptmill.json"
+LOCAL_FILE = "_local.json"
+JOBS = "jobs"
+
+_PART = re.compile(r"part-(\d{5,})(?:\.(\d+))?\.parquet")
+
+
+def job_file(job: str) -> str:
+    """The job's immutable record; its existence is the job's acceptance."""
+    return f"{JOBS}/{job}.json"
+
+
+def cancel_file(job: str) -> str:
+    """Put when a job is cancelled, so that the wish survives the loss of Redis."""
+    return f"{JOBS}/{job}.cancel.json"
+
+
+def expired_file(job: str) -> str:
+    """Put when a job's deadline has passed, for the same reason."""
+    return f"{JOBS}/{job}.expired.json"
+
+
+def tombstone_file(job: str) -> str:
+    """Left by delete: an id is never used twice."""
+    return f"{JOBS}/{job}.deleted.json"
+
+
+def job_of_file(path: str) -> str | None:
+    """The job whose record ``path`` is, None for any other file."""
+    name = path.removeprefix(f"{JOBS}/")
+    if name == path or not name.endswith(".json") or "." in name.removesuffix(".json"):
+        return None
+    return name.removesuffix(".json")
+
+
+def stage_prefix(stage: str) -> str:
+    return f"data/{stage}"
+
+
+def input_batch(stage: str, batch: int) -> str:
+    """The input batch file: rendered requests and the source's own columns."""
+    return f"data/{stage}/input/batch-{batch:05d}.parquet"
+
+
+def parts_prefix(stage: str) -> str:
+    return f"data/{stage}/parts"
+
+
+def part(stage: str, batch: int, generation: int = 0) -> str:
+    """The results of one batch. ``generation`` counts the damaged files that were set aside before it."""
+    suffix = f".{generation}" if generation else ""
+    return f"data/{stage}/parts/part-{batch:05d}{suffix}.parquet"
+
+
+def damaged_part(stage: str, batch: int, generation: int = 0) -> str:
+    """A marker put beside a part that cannot be read: readers go on to the next generation."""
+    return f"data/{stage}/parts/part-{batch:05d}.bad-{generation}"
+
+
+def batch_of_part(path: str) -> tuple[int, int] | None:
+    """``(batch, generation)`` of a part's path, None for any other file."""
+    match = _PART.fullmatch(path.rsplit("/", 1)[-1])
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def plan_file(stage: str) -> str:
+    """The finalizer's plan: which rows go into which output file."""
+    return f"data/{stage}/plan.json"
+
+
+def results_prefix(job: str) -> str:
+    """The dataset: one Hive partition for each job."""
+    return f"results/job_id={job}"
+
+
+def results_file(job: str, index: int) -> str:
+    return f"results/job_id={job}/data-{index:05d}.parquet"
+
+
+def manifest_file(job: str) -> str:
+    return f"results/job_id={job}/_manifest.json"
+
+
+def success_file(job: str) -> str:
+    return f"results/job_id={job}/_SUCCESS"

@@ -1,0 +1,218 @@
+-- What the transitions share; the loader puts it, and the table TEMPLATES of keys.py, in front of each.
+-- ARGV[1] is the prefix of the store's keys. Times are this server's clock, in seconds.
+--
+-- epoch         string  set once recover has run; its absence says that this Redis has forgotten everything
+-- live          zset    job -> created_at, of jobs that have not ended
+-- ended         zset    job -> ended_at, of jobs whose summary remains
+-- leases        zset    job:batch -> expiry; batch -1 is the job's finalization
+-- deadlines     zset    job -> deadline
+-- vtime         hash    model -> virtual time: the pass of the job that was claimed last (names every live model)
+-- claimed       hash    model -> time of the last claim
+-- unpinned:M    zset    member -> pass, of claimable jobs that no worker has begun
+-- pinned:F:M    zset    member -> pass, of claimable jobs that belong to the workers of fingerprint F
+-- due:M         zset    job -> since when, of jobs that wait for a finalizer
+-- job:J         hash    spec, status, counters, cursor, pass, fingerprint, rate marks
+-- job:J:returned list   batches given back, the next to claim first
+-- job:J:done    bitmap  batches whose part is in the store
+-- job:J:leases  hash    batch -> token|attempt|rows|tokens|owner
+-- job:J:attempts hash   batch -> claims|expiries|token, only of batches that were given back or revived
+-- job:J:errors  hash    error code -> rows
+local FINALIZE = '-1'
+local SUMMARY_S = 7 * 86400
+local RATE_S = 15
+local RATE_MAX_S = 60
+local RATE_IDLE_S = 120
+local JUDGED_ROWS = 200
+
+local call = redis.call
+local time = call('TIME')
+local now = time[1] + time[2] / 1000000
+
+local function key(name, a, b)
+  return ARGV[1] .. string.format(TEMPLATES[name], a, b)
+end
+
+-- All digits of a number: Lua's own tostring keeps 14, too few for times and passes.
+local function num(value)
+  return string.format('%.17g', value)
+end
+
+local function get(job, ...)
+  return unpack(call('HMGET', key('job', job), ...))
+end
+
+local function set(job, ...)
+  call('HSET', key('job', job), ...)
+end
+
+local function is_live(status)
+  return status == 'in_progress' or status == 'paused' or status == 'finalizing' or status == 'cancelling'
+end
+
+-- Every batch is done, leased, returned, or still ahead of the cursor; the last two can be claimed.
+local function claimable(job)
+  local status, batches, done = get(job, 'status', 'batches', 'done')
+  if status ~= 'in_progress' then return 0 end
+  return batches - done - call('HLEN', key('job_leases', job))
+end
+
+local function pool(model, fingerprint)
+  if fingerprint then return key('pinned', fingerprint, model) end
+  return key('unpinned', model)
+end
+
+-- Lists the job in its pool exactly while a batch of it can be claimed. A job that enters, or comes back,
+-- starts at the current virtual time: the time it was away is not credit.
+local function sync_pool(job)
+  local model, fingerprint, member, pass = get(job, 'model', 'fingerprint', 'member', 'pass')
+  local ready = pool(model, fingerprint)
+  if claimable(job) <= 0 then
+    call('ZREM', ready, member)
+  elseif not call('ZSCORE', ready, member) then
+    pass = num(math.max(tonumber(pass), tonumber(call('HGET', key('vtime'), model) or '0')))
+    set(job, 'pass', pass)
+    call('ZADD', ready, pass, member)
+  end
+end
+
+-- Brings the job's status and its places in pools and queues in line with its batches: to be called last by
+-- whatever changed them. Finalization is due when every batch is done, or a stopping job has no lease left.
+local function settle(job)
+  local status, model, batches, done = get(job, 'status', 'model', 'batches', 'done')
+  if (status == 'in_progress' or status == 'paused') and done == batches then
+    status = 'finalizing'
+    set(job, 'status', status)
+    call('HDEL', key('job', job), 'reason')
+    call('ZREM', key('deadlines'), job)
+  end
+  if (status == 'finalizing' or status == 'cancelling') and call('HLEN', key('job_leases', job)) == 0 then
+    call('ZADD', key('due', model), 'NX', num(now), job)
+  end
+  sync_pool(job)
+end
+
+local function lease(job, batch)
+  local held = call('HGET', key('job_leases', job), batch)
+  if not held then return nil end
+  local token, attempt, rows, tokens, owner = string.match(held, '^([^|]*)|(%d+)|(%d+)|(%d+)|(.*)$')
+  return { token = token, attempt = attempt, rows = rows, tokens = tokens, owner = owner }
+end
+
+local function put_lease(job, batch, token, attempt, rows, tokens, owner, lease_s)
+  local value = table.concat({ token, attempt, rows, tokens, owner }, '|')
+  call('HSET', key('job_leases', job), batch, value)
+  call('ZADD', key('leases'), num(now + lease_s), job .. ':' .. batch)
+end
+
+local function drop_lease(job, batch)
+  call('HDEL', key('job_leases', job), batch)
+  call('ZREM', key('leases'), job .. ':' .. batch)
+end
+
+-- claims, expiries and last token of a batch that was given back; claims is nil for one that never was.
+local function attempts(job, batch)
+  local value = call('HGET', key('job_attempts', job), batch)
+  if not value then return nil, 0, '' end
+  local claims, expiries, token = string.match(value, '^(%d+)|(%d+)|(.*)$')
+  return tonumber(claims), tonumber(expiries), token
+end
+
+local function put_attempts(job, batch, claims, expiries, token)
+  call('HSET', key('job_attempts', job), batch, table.concat({ claims, expiries, token }, '|'))
+end
+
+-- Takes a lease back. An expired one leaves its token, by which a late heartbeat can revive it; a released
+-- one leaves none and goes to the front.
+local function give_back(job, batch, expired)
+  local held = lease(job, batch)
+  drop_lease(job, batch)
+  local _, expiries = attempts(job, batch)
+  if expired then
+    put_attempts(job, batch, held.attempt, expiries + 1, held.token)
+  else
+    put_attempts(job, batch, held.attempt, expiries, '')
+  end
+  if batch ~= FINALIZE then
+    call(expired and 'RPUSH' or 'LPUSH', key('job_returned', job), batch)
+  end
+  settle(job)
+end
+
+-- The first sign of work on a job: from here its rate is measured.
+local function start(job)
+  if call('HSETNX', key('job', job), 'started_at', num(now)) == 1 then
+    set(job, 'a_at', num(now), 'a_rows', 0, 'a_tokens', 0, 'b_at', num(now), 'b_rows', 0, 'b_tokens', 0)
+  end
+end
+
+-- Two marks (time, rows, tokens): the rate is what came since the older one, a; b takes its place once it is
+-- RATE_S old. After a long silence the marks start anew.
+local function mark_rate(job, rows, tokens, new_rows, new_tokens)
+  local b_at, b_rows, b_tokens, last_at = get(job, 'b_at', 'b_rows', 'b_tokens', 'last_at')
+  b_at = tonumber(b_at or '0')
+  if now - tonumber(last_at or b_at) > RATE_IDLE_S then
+    local at = num(math.max(b_at, now - RATE_MAX_S))
+    set(job, 'a_at', at, 'a_rows', rows - new_rows, 'a_tokens', tokens - new_tokens)
+    set(job, 'b_at', at, 'b_rows', rows - new_rows, 'b_tokens', tokens - new_tokens)
+  elseif now - b_at >= RATE_S then
+    set(job, 'a_at', num(b_at), 'a_rows', b_rows, 'a_tokens', b_tokens)
+    set(job, 'b_at', num(now), 'b_rows', rows, 'b_tokens', tokens)
+  end
+  set(job, 'last_at', num(now))
+end
+
+-- Notes a batch as done with the counts of its part. False if it was already.
+local function record(job, batch, counts)
+  if call('SETBIT', key('job_done', job), batch, 1) == 1 then return false end
+  drop_lease(job, batch)
+  if call('HDEL', key('job_attempts', job), batch) == 1 then
+    call('LREM', key('job_returned', job), 0, batch)
+  end
+  local hash = key('job', job)
+  call('HINCRBY', hash, 'done', 1)
+  for _, name in ipairs({ 'completed', 'failed', 'cancelled', 'expired', 'prompt_tokens', 'completion_tokens' }) do
+    if counts[name] ~= 0 then call('HINCRBY', hash, name, string.format('%d', counts[name])) end
+  end
+  for code, rows in pairs(counts.errors) do
+    call('HINCRBY', key('job_errors', job), code, string.format('%d', rows))
+  end
+  return true
+end
+
+-- A stopping job takes no more claims and ends as `ending`. Answers the job's status, or false if unknown.
+local function stop(job, ending)
+  local status = get(job, 'status')
+  if status ~= 'in_progress' and status ~= 'paused' then return status end
+  set(job, 'status', 'cancelling', 'ending', ending)
+  call('ZREM', key('deadlines'), job)
+  settle(job)
+  return 'cancelling'
+end
+
+-- Removes all of a job but its hash.
+local function clear(job)
+  local model, fingerprint, member = get(job, 'model', 'fingerprint', 'member')
+  for _, batch in ipairs(call('HKEYS', key('job_leases', job))) do
+    call('ZREM', key('leases'), job .. ':' .. batch)
+  end
+  if member then call('ZREM', pool(model, fingerprint), member) end
+  if model then call('ZREM', key('due', model), job) end
+  call('ZREM', key('deadlines'), job)
+  call('ZREM', key('live'), job)
+  call('DEL', key('job_returned', job), key('job_done', job), key('job_leases', job), key('job_attempts', job),
+    key('job_errors', job))
+  -- With no job left there is no time to share, and an idle Redis holds nothing that does not expire.
+  if call('EXISTS', key('live')) == 0 then call('DEL', key('vtime'), key('claimed')) end
+end
+
+-- Leaves a summary of a live job that ended.
+local function end_job(job, status, errors)
+  clear(job)
+  call('HDEL', key('job', job), 'member', 'pass', 'cursor', 'cost', 'fingerprint', 'ending', 'base_completed',
+    'base_failed', 'a_at', 'a_rows', 'a_tokens', 'b_at', 'b_rows', 'b_tokens', 'last_at')
+  set(job, 'status', status, 'ended_at', num(now), 'errors', errors)
+  call('EXPIRE', key('job', job), SUMMARY_S)
+  call('ZREMRANGEBYSCORE', key('ended'), '-inf', num(now - SUMMARY_S))
+  call('ZADD', key('ended'), num(now), job)
+  call('EXPIRE', key('ended'), SUMMARY_S)
+end

@@ -1,0 +1,160 @@
+"""A Redis connection that says in one sentence what is wrong with it, and the scripts that run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.retry import Retry
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
+
+from jobs.errors import InputError, RedisUnavailableError
+from jobs.ledger import keys
+
+_T = TypeVar("_T")
+
+#: Seconds. A reply takes milliseconds; a server that was stopped, or a cut cable, never replies.
+SOCKET_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+#: Seconds between pings of an idle connection, below the idle timeouts of common firewalls.
+HEALTH_CHECK_S = 25
+
+#: Replies that mean "not now" or "not you" rather than a mistake of ours, and what to do about each.
+_REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
+    (AuthenticationError, "refuses the user name or password: check them in PROMPTMILL_REDIS_URL"),
+    (AuthorizationError, "refuses this user: check PROMPTMILL_REDIS_URL"),
+    (NoPermissionError, "does not let this user do that: check its ACL"),
+    (OutOfMemoryError, "is out of memory: raise maxmemory, or wait until jobs end"),
+    (ReadOnlyError, "is a read-only replica: point PROMPTMILL_REDIS_URL at the primary"),
+    (BusyLoadingError, "is loading its data: try again in a moment"),
+)
+_REFUSAL_PREFIXES = {
+    "NOAUTH": "wants a password: put it into PROMPTMILL_REDIS_URL",
+    "MISCONF": "cannot save to its disk and refuses writes: see the server's log",
+    "OOM": "is out of memory: raise maxmemory, or wait until jobs end",
+    "BUSY": "is busy with a script: try again in a moment",
+    "NOREPLICAS": "has too few replicas and refuses writes",
+    "MASTERDOWN": "has lost its primary",
+    "CLUSTERDOWN": "is a cluster that is down",
+    "unknown command": "lacks a command that is needed: use Redis 7.0 or Valkey 7.2, or later",
+}
+
+
+def connect(url: str) -> redis.Redis:
+    """A client of the server at ``url``; nothing is sent yet. Raises InputError for a URL that is none.
+
+    The client does not retry by itself: a claim that was sent twice would lease two batches.
+    """
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            health_check_interval=HEALTH_CHECK_S,
+            retry=Retry(NoBackoff(), 0),
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+        )
+    except ValueError:
+        # The cause is not shown: where a password holds a '/' or '#', it quotes a part of it.
+        raise InputError(
+            "the Redis URL cannot be read: write redis://[user:password@]host:port/db, rediss:// or unix:// "
+            "(characters such as '/', '#' and '@' in a password as %2F, %23, %40)"
+        ) from None
+
+
+def address(client: redis.Redis) -> str:
+    """Where ``client`` connects to, without user and password."""
+    options = client.connection_pool.connection_kwargs
+    if "path" in options:
+        return str(options["path"])
+    return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+
+
+@contextmanager
+def explained(client: redis.Redis) -> Iterator[None]:
+    """Turns the errors of a server that cannot be reached or refuses into RedisUnavailableError."""
+    try:
+        yield
+    except RedisError as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise RedisUnavailableError(f"Redis at {address(client)} {reason}") from error
+
+
+def _reason(error: RedisError) -> str | None:
+    for kind, reason in _REFUSALS:
+        if isinstance(error, kind):
+            return reason
+    if isinstance(error, redis.exceptions.TimeoutError):
+        return "does not answer in time"
+    if isinstance(error, redis.exceptions.ConnectionError):
+        return f"cannot be reached: {str(error).rstrip('.')}"
+    if isinstance(error, ResponseError):
+        text = str(error)
+        return next((reason for prefix, reason in _REFUSAL_PREFIXES.items() if text.startswith(prefix)), None)
+    return None
+
+
+_RETRYING = Retrying(
+    stop=stop_after_attempt(2),
+    wait=wait_random(0.05, 0.3),
+    retry=retry_if_exception_type((redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)),
+    reraise=True,
+)
+
+
+def once_more(call: Callable[[], _T]) -> _T:
+    """``call``, repeated once where the connection broke: a server's restart closes every pooled connection.
+
+    Only for what may run twice.
+    """
+    return _RETRYING(call)
+
+
+class Scripts:
+    """The transitions of one store, run by name. Redis keeps each by its hash, and is sent it once."""
+
+    def __init__(self, client: redis.Redis, store_id: str) -> None:
+        self._client = client
+        self._prefix = keys.prefix(store_id)
+        self._scripts = {name: client.register_script(text) for name, text in _SOURCES.items()}
+
+    def run(self, name: str, *args: Any) -> Any:
+        """The script's reply. Raises RedisUnavailableError."""
+        with explained(self._client):
+            return self._scripts[name](args=[self._prefix, *args])
+
+    def run_twice(self, name: str, *args: Any) -> Any:
+        """As ``run``, sent again where the connection broke: for scripts that can be repeated."""
+        with explained(self._client):
+            return once_more(lambda: self._scripts[name](args=[self._prefix, *args]))
+
+
+def _load() -> dict[str, str]:
+    """Each script by name: its ``#!lua`` line, which must come first, the keys, common.lua, the rest."""
+    folder = Path(__file__).parent
+    shared = keys.lua_table() + "\n" + (folder / "common.lua").read_text(encoding="utf-8")
+    sources = {}
+    for path in sorted(folder.glob("*.lua")):
+        if path.name != "common.lua":
+            shebang, _, body = path.read_text(encoding="utf-8").partition("\n")
+            sources[path.stem] = f"{shebang}\n{shared}\n{body}"
+    return sources
+
+
+_SOURCES = _load()

@@ -1,0 +1,37 @@
+#!lua flags=allow-oom
+-- finish(job, batch, counts as JSON): {first, finalize}; {-1} if the job is unknown, {-2} if it has no such batch.
+-- Accepted from anyone: the part is in the store. Writes job:J and job:J:errors (hashes), job:J:done (bitmap), takes
+-- the batch out of leases (zset), job:J:leases, job:J:attempts (hashes), job:J:returned (list); settle does the rest.
+local job, batch = ARGV[2], ARGV[3]
+local counts = cjson.decode(ARGV[4])
+local status, batches, model = get(job, 'status', 'batches', 'model')
+if not status then return { -1 } end
+if tonumber(batch) < 0 or tonumber(batch) >= tonumber(batches) then return { -2 } end
+if not is_live(status) then return { 0, 0 } end
+
+-- A job that only fails stops itself and says why. Rows before the last resume were judged then.
+local function judge()
+  local limit, completed, failed, base_completed, base_failed =
+    get(job, 'max_error_rate', 'completed', 'failed', 'base_completed', 'base_failed')
+  completed, failed = completed - (base_completed or 0), failed - (base_failed or 0)
+  local rows = completed + failed
+  if tonumber(limit) >= 1 or rows < JUDGED_ROWS or failed / rows <= tonumber(limit) then return end
+  local errors, worst, most = call('HGETALL', key('job_errors', job)), 'no error code', 0
+  for i = 1, #errors, 2 do
+    if tonumber(errors[i + 1]) > most then worst, most = errors[i], tonumber(errors[i + 1]) end
+  end
+  set(job, 'status', 'paused', 'reason', string.format(
+    '%d of %d rows failed, most often with %s; the limit is a rate of %s', failed, rows, worst, limit))
+end
+
+local first = record(job, batch, counts)
+if first then
+  local completed, failed, cancelled, expired, prompt, completion =
+    get(job, 'completed', 'failed', 'cancelled', 'expired', 'prompt_tokens', 'completion_tokens')
+  local new_rows = counts.completed + counts.failed + counts.cancelled + counts.expired
+  mark_rate(job, completed + failed + cancelled + expired, prompt + completion, new_rows,
+    counts.prompt_tokens + counts.completion_tokens)
+  if status == 'in_progress' then judge() end
+  settle(job)
+end
+return { first and 1 or 0, call('ZSCORE', key('due', model), job) and 1 or 0 }

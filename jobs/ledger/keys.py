@@ -1,0 +1,49 @@
+"""The name of every Redis key that the ledger uses. The Lua scripts build theirs from this same table."""
+
+from __future__ import annotations
+
+#: What follows the prefix of a store, by the name that code uses. ``{}`` is a job, a model and so on.
+TEMPLATES = {
+    # One each.
+    "epoch": "epoch",
+    "run_id": "run_id",
+    "live": "live",
+    "ended": "ended",
+    "leases": "leases",
+    "deadlines": "deadlines",
+    "vtime": "vtime",
+    "claimed": "claimed",
+    "sweeping": "sweeping",
+    "workers": "workers",
+    "worker": "worker:{}",
+    # For each model.
+    "unpinned": "unpinned:{}",
+    "pinned": "pinned:{}:{}",
+    "due": "due:{}",
+    # For each job.
+    "job": "job:{}",
+    "job_returned": "job:{}:returned",
+    "job_done": "job:{}:done",
+    "job_leases": "job:{}:leases",
+    "job_attempts": "job:{}:attempts",
+    "job_errors": "job:{}:errors",
+}
+
+#: Hash of store id -> URI, shared by all stores of a Redis: how a look into the wrong store is explained.
+STORES = "promptmill:stores"
+
+
+def prefix(store_id: str) -> str:
+    """What every other key begins with: stores that share a Redis never meet."""
+    return f"promptmill:{store_id}:"
+
+
+def key(store_id: str, name: str, *parts: str) -> str:
+    """The key that TEMPLATES calls ``name``."""
+    return prefix(store_id) + TEMPLATES[name].format(*parts)
+
+
+def lua_table() -> str:
+    """TEMPLATES as a Lua table of ``string.format`` patterns."""
+    entries = (f"{name}='{template.replace('{}', '%s')}'" for name, template in TEMPLATES.items())
+    return "local TEMPLATES={" + ",".join(entries) + "}"

@@ -1,0 +1,348 @@
+"""The state of all jobs of one store in Redis. Each transition is one Lua script, so each is atomic.
+
+The store is the truth and the ledger its index: what is lost here, ``restore`` brings back from the parts.
+Times are those of Redis, in seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+from itertools import islice
+from typing import Any, TypeVar
+
+import redis
+
+from jobs.errors import InputError, UnknownJobError
+from jobs.ledger import connection, keys, replies
+from jobs.ledger.model import Beat, Claim, Finished, JobState, LeaseState, Sweep, WorkerInfo
+from jobs.ledger.replies import text
+from jobs.results import PartCounts
+from jobs.spec import JobFile, Status
+
+_T = TypeVar("_T")
+
+#: Seconds that a worker is listed after its last sign of life: three rounds of heartbeats.
+WORKER_TTL_S = 30
+#: Leases and deadlines that one sweep handles at most, so that no script holds Redis up.
+SWEEP_LIMIT = 1_000
+#: Batches, or jobs, that one script call handles at most, for the same reason.
+CHUNK = 500
+#: Of ``sweep_s``, how long one sweeper keeps the others out: less than 1, or rounds would be missed.
+SWEEP_LOCK_RATIO = 0.8
+
+
+class Ledger:
+    """One store's jobs, leases and workers. Safe to use from many threads.
+
+    Every method raises RedisUnavailableError where Redis cannot be reached or refuses.
+    """
+
+    def __init__(
+        self, redis: redis.Redis, store_id: str, *, lease_s: float = 60.0, sweep_s: float = 5.0
+    ) -> None:
+        self.store_id = store_id
+        self.lease_s = lease_s
+        self.sweep_s = sweep_s
+        self._redis = redis
+        self._scripts = connection.Scripts(redis, store_id)
+
+    @classmethod
+    def connect(cls, url: str, store_id: str, *, lease_s: float = 60.0, sweep_s: float = 5.0) -> Ledger:
+        """The ledger at ``url``, which has answered a ping. Raises InputError for a URL that is none."""
+        ledger = cls(connection.connect(url), store_id, lease_s=lease_s, sweep_s=sweep_s)
+        ledger._command("PING")
+        return ledger
+
+    # -- Jobs: their beginning, their end, and what people do to them.
+
+    def accept(self, job: JobFile) -> bool:
+        """Lists a job whose file is in the store. False if it was known already, in whatever state."""
+        spec = job.spec
+        fields: dict[str, Any] = {
+            "model": spec.model,
+            "stage": job.stage,
+            "priority": spec.priority,
+            "labels": json.dumps(spec.labels),
+            "total": job.result_rows,
+            "batches": job.batches,
+            "cost": max(job.max_tokens_total / max(job.batches, 1), 1.0),
+            "max_error_rate": spec.max_error_rate,
+        }
+        flat = [item for pair in fields.items() for item in pair]
+        reply = self._scripts.run_twice(
+            "accept", job.id, _seconds(job.created_at), _seconds(spec.deadline), *flat
+        )
+        return bool(reply)
+
+    def restore(self, job: JobFile, done: dict[int, PartCounts]) -> None:
+        """Lists the job if it is unknown, and marks ``done`` the batches whose parts are in the store.
+
+        Merges: what the ledger knows of the job stays, a batch that is done already is not counted again.
+        """
+        self.accept(job)
+        for chunk in _chunks(iter(done.items())):
+            flat = [item for batch, counts in chunk for item in (batch, json.dumps(counts.to_json()))]
+            self._scripts.run_twice("restore", job.id, *flat)
+
+    def pause(self, job: str, reason: str | None = None) -> Status:
+        """No more claims; leased batches go on. Raises UnknownJobError, InputError if the job is ending."""
+        return self._steer("pause", job, "paused", reason or "")
+
+    def resume(self, job: str) -> Status:
+        """Claims go on; rows that failed before no longer count to the error rate. Raises as ``pause``."""
+        return self._steer("resume", job, "resumed")
+
+    def priority(self, job: str, n: int) -> Status:
+        """From the next claim on the job has the weight 2**n. Raises UnknownJobError and InputError."""
+        if not -5 <= n <= 5:
+            raise InputError(f"priority {n} is not allowed: give a number from -5 to 5")
+        return self._steer("priority", job, "given a priority", n)
+
+    def _steer(self, name: str, job: str, done: str, *args: Any) -> Status:
+        reply = self._scripts.run_twice(name, job, *args)
+        if not reply:
+            raise _unknown(job)
+        allowed, status = int(reply[0]), Status(text(reply[1]))
+        if not allowed:
+            raise InputError(f"job {job} is {status} and can no longer be {done}")
+        return status
+
+    def cancel(self, job: str) -> Status:
+        """The job's status from now on: cancelling, unless its batches are all done or it has ended.
+
+        Raises UnknownJobError.
+        """
+        return self._stop(job, Status.CANCELLED)
+
+    def expire(self, job: str) -> Status:
+        """As ``cancel``, for a job whose deadline has passed: it will end as expired."""
+        return self._stop(job, Status.EXPIRED)
+
+    def _stop(self, job: str, ending: Status) -> Status:
+        reply = self._scripts.run_twice("stop", job, ending)
+        if reply is None:
+            raise _unknown(job)
+        return Status(text(reply))
+
+    def finalized(self, job: str, ending: Status, counts: PartCounts, token: str | None) -> None:
+        """The job's dataset is whole: it ends, and a summary remains for 7 days.
+
+        Accepted from anyone, whoever holds the lease (``token`` is not compared): the store is the truth.
+        """
+        del token
+        self._scripts.run_twice(
+            "finalized", job, ending, json.dumps(counts.to_json()), json.dumps(counts.errors)
+        )
+
+    def fail(self, job: str, reason: str) -> None:
+        """Ends a job that cannot run at all: its job file or input cannot be read."""
+        self._scripts.run_twice("fail", job, reason)
+
+    def forget(self, job: str) -> None:
+        """Removes everything of a job."""
+        self._scripts.run_twice("forget", job)
+
+    # -- Leases: what workers do.
+
+    def claim(self, worker: WorkerInfo) -> Claim | None:
+        """Leases the next piece of work for this worker, by weighted fair share. None if there is none."""
+        token = secrets.token_hex(8)
+        # Sent once: were the answer lost and the claim repeated, the first lease would wait for its expiry.
+        reply = self._scripts.run("claim", worker.model, worker.fingerprint, worker.id, token, self.lease_s)
+        return replies.claim(reply, token)
+
+    def claim_finalize(self, job: str | None = None, owner: str = "") -> Claim | None:
+        """Leases the finalization of ``job``, or of any job that waits for it. None if none waits."""
+        token = secrets.token_hex(8)
+        reply = self._scripts.run("claim_finalize", job or "", owner, token, self.lease_s)
+        return replies.claim(reply, token)
+
+    def heartbeat(self, beats: list[Beat], owner: str = "") -> dict[tuple[str, int], LeaseState]:
+        """Extends leases, and revives those that expired while nobody took them. By ``(job, batch)``."""
+        states: dict[tuple[str, int], LeaseState] = {}
+        for chunk in _chunks(iter(beats)):
+            flat = [item for b in chunk for item in (b.job, b.batch, b.token, b.rows, b.tokens)]
+            reply = self._scripts.run_twice("heartbeat", self.lease_s, owner, *flat)
+            for beat, state in zip(chunk, reply, strict=True):
+                states[beat.job, beat.batch] = LeaseState(text(state))
+        return states
+
+    def finish(self, job: str, batch: int, token: str | None, counts: PartCounts) -> Finished:
+        """Notes that a batch's part is in the store, once. Accepted from anyone: ``token`` is not compared.
+
+        Raises UnknownJobError where the ledger does not know the job: recover it from the store.
+        """
+        del token
+        reply = self._scripts.run_twice("finish", job, batch, json.dumps(counts.to_json()))
+        if reply[0] == -1:
+            raise _unknown(job)
+        if reply[0] == -2:
+            raise InputError(f"job {job} has no batch {batch}")
+        return Finished(first=bool(reply[0]), finalize=bool(reply[1]))
+
+    def release(self, job: str, batch: int, token: str) -> None:
+        """Gives a lease back unfinished; the batch is the job's next. Nothing happens if it is not held."""
+        self._scripts.run_twice("release", job, batch, token)
+
+    def sweep(self, owner: str) -> Sweep | None:
+        """One round of upkeep: expired leases go back, deadlines fire. None while another's is recent.
+
+        ``permits`` names every model with live jobs and how many permits would get it going again: none where
+        a claim was made within ``sweep_s``, else enough for the free slots of its workers (one at least: a
+        worker may be about to register), never more than there is work. Queued ones are not subtracted.
+        """
+        lock_ms = max(int(self.sweep_s * 1000 * SWEEP_LOCK_RATIO), 1)
+        reply = self._scripts.run("sweep", owner, lock_ms, SWEEP_LIMIT)
+        if reply is None:
+            return None
+        flat = [text(item) for item in reply[0]]
+        returned = [(job, int(batch)) for job, batch in zip(flat[::2], flat[1::2], strict=True)]
+        return Sweep(returned, [text(job) for job in reply[1]], self._permits())
+
+    def _permits(self) -> dict[str, int]:
+        now, backlog = self._backlog()
+        workers = self.workers() if backlog else []
+        permits = {}
+        for model, (batches, finalizations, last_claim) in backlog.items():
+            free = sum(max(w.slots - w.in_hand, 0) for w in workers if w.model == model)
+            stalled = last_claim is None or now - last_claim >= self.sweep_s
+            permits[model] = min(batches + finalizations, max(1, free)) if stalled else 0
+        return permits
+
+    def _backlog(self) -> tuple[float, dict[str, tuple[int, int, float | None]]]:
+        """Now, and for each model: claimable batches, due finalizations, time of the last claim."""
+        now, *flat = (text(item) for item in self._scripts.run_twice("backlog"))
+        groups = zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+        return float(now), {
+            model: (int(batches), int(due), float(last) if last else None)
+            for model, batches, due, last in groups
+        }
+
+    # -- Views.
+
+    def job(self, job: str) -> JobState | None:
+        """A job, live or ended within 7 days. None if it is unknown."""
+        return self._states([job])[0]
+
+    def jobs(self) -> list[JobState]:
+        """All jobs, live or ended within 7 days, newest first."""
+        names = [
+            text(n) for zset in ("live", "ended") for n in self._command("ZRANGE", self._key(zset), 0, -1)
+        ]
+        # One that ended in between is in both.
+        unique = iter(dict.fromkeys(names))
+        states = [state for chunk in _chunks(unique) for state in self._states(chunk) if state is not None]
+        return sorted(states, key=lambda state: (state.created_at, state.id), reverse=True)
+
+    def _states(self, jobs: list[str]) -> list[JobState | None]:
+        now, *answers = self._scripts.run_twice("state", *jobs)
+        seconds = float(text(now))
+        return [replies.job_state(job, seconds, answer) for job, answer in zip(jobs, answers, strict=True)]
+
+    def claimable(self, model: str) -> int:
+        """Batches of the model that could be claimed now."""
+        return self._backlog()[1].get(model, (0, 0, None))[0]
+
+    def queue_length(self, queue: str) -> int:
+        """Permits that wait in a Celery queue; ``queue`` is the whole name of its Redis list."""
+        return int(self._command("LLEN", queue))
+
+    # -- Workers.
+
+    def register(self, worker: WorkerInfo) -> None:
+        """Lists a worker for the next 30 s; to be repeated with every round of heartbeats."""
+        flat = [item for pair in asdict(worker).items() for item in pair]
+        self._scripts.run_twice("register", worker.id, WORKER_TTL_S, *flat)
+
+    def unregister(self, worker_id: str) -> None:
+        """Takes a worker off the list at once."""
+        self._command("DEL", self._key("worker", worker_id))
+        self._command("SREM", self._key("workers"), worker_id)
+
+    def workers(self) -> list[WorkerInfo]:
+        """Workers that gave a sign of life within 30 s, by id."""
+        found = []
+        for worker_id in sorted(text(item) for item in self._command("SMEMBERS", self._key("workers"))):
+            fields = self._hash(self._key("worker", worker_id))
+            if not fields:
+                self._command("SREM", self._key("workers"), worker_id)
+            elif info := replies.worker_info(fields):
+                found.append(info)
+        return found
+
+    # -- The server and the store.
+
+    def ping(self) -> dict[str, Any]:
+        """What the doctor asks of a server: its kind, version, memory in bytes and how it keeps its data."""
+        info = self._command("INFO")
+        return {
+            "server": info.get("server_name", "redis"),
+            "version": info.get("valkey_version", info["redis_version"]),
+            "run_id": info["run_id"],
+            "used_memory": info["used_memory"],
+            "maxmemory": info["maxmemory"],
+            "maxmemory_policy": info["maxmemory_policy"],
+            "appendonly": bool(info["aof_enabled"]),
+        }
+
+    def now(self) -> float:
+        """The server's clock."""
+        seconds, microseconds = (int(item) for item in self._command("TIME"))
+        return seconds + microseconds / 1_000_000
+
+    def needs_recover(self) -> bool:
+        """Whether this Redis may have forgotten jobs: it was flushed, or restarted since ``recovered``."""
+        if not self._command("EXISTS", self._key("epoch")):
+            return True
+        recorded = self._command("GET", self._key("run_id"))
+        return recorded is None or text(recorded) != self._run_id()
+
+    def recovered(self) -> None:
+        """Notes that every job of the store is listed."""
+        self._command("SET", self._key("run_id"), self._run_id())
+        self._command("SET", self._key("epoch"), secrets.token_hex(8), "NX")
+
+    def _run_id(self) -> str:
+        return text(self._command("INFO", "server")["run_id"])
+
+    def stores(self) -> dict[str, str]:
+        """The stores that use this Redis: id and URI."""
+        return self._hash(keys.STORES)
+
+    def register_store(self, uri: str) -> None:
+        """Lists this ledger's store for ``stores``."""
+        self._command("HSET", keys.STORES, self.store_id, uri)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._redis.close()
+
+    # -- Helpers.
+
+    def _key(self, name: str, *parts: str) -> str:
+        return keys.key(self.store_id, name, *parts)
+
+    def _command(self, *args: Any) -> Any:
+        """A single command that may run twice."""
+        with connection.explained(self._redis):
+            return connection.once_more(lambda: self._redis.execute_command(*args))  # type: ignore[no-untyped-call]
+
+    def _hash(self, name: str) -> dict[str, str]:
+        return {text(field): text(value) for field, value in self._command("HGETALL", name).items()}
+
+
+def _unknown(job: str) -> UnknownJobError:
+    return UnknownJobError(f"no job {job} is known here: `promptmill list` shows the jobs of this store")
+
+
+def _seconds(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment.timestamp():.6f}"
+
+
+def _chunks(items: Iterator[_T]) -> Iterator[list[_T]]:
+    while chunk := list(islice(items, CHUNK)):
+        yield chunk

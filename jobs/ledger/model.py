@@ -1,0 +1,128 @@
+"""What goes into and comes out of the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from jobs.spec import Status
+
+#: The two kinds of work that a claim hands out.
+BATCH = "batch"
+FINALIZE = "finalize"
+
+
+class LeaseState(StrEnum):
+    """What a heartbeat learns about each lease it holds."""
+
+    #: Extended.
+    HELD = "held"
+    #: Another worker has the batch, or it is done: drop the work.
+    LOST = "lost"
+    #: Extended, but the job is being cancelled, or has expired: stop its rows and commit what there is.
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One leased piece of work. ``batch`` is -1 for finalize.
+
+    ``attempt`` starts at 1 and counts the claims of this batch; ``more`` says whether this worker could
+    claim another batch at this moment. ``ending`` (finalize only) is the status that the job will end with.
+    """
+
+    kind: Literal["batch", "finalize"]
+    job: str
+    batch: int
+    token: str
+    attempt: int
+    more: bool
+    ending: Status = Status.COMPLETED
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """One lease in a heartbeat, with what its rows have come to so far."""
+
+    job: str
+    batch: int
+    token: str
+    rows: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer to ``finish``: whether this call was the first for the batch, and whether the job's
+    last batch is now in (so that a finalize permit is due)."""
+
+    first: bool
+    finalize: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a sweep did: ``(job, batch)`` of leases returned, jobs whose deadline passed, and for each
+    model how many permits are missing."""
+
+    returned: list[tuple[str, int]]
+    expired: list[str]
+    permits: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker process as it registers itself. The fingerprint is the hash of the weights' identity, revision and
+    dtype: a job stays with the fingerprint that first claimed one of its batches."""
+
+    id: str
+    model: str
+    fingerprint: str
+    host: str
+    pid: int
+    device: str
+    dtype: str
+    engine: str
+    revision: str
+    #: Batches it can have in hand at once.
+    slots: int
+    version: str
+    started_at: float
+    in_hand: int = 0
+    rows_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """A job's state in the ledger. Times are Redis TIME, seconds since the epoch."""
+
+    id: str
+    status: Status
+    model: str
+    stage: str
+    priority: int
+    labels: dict[str, str]
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    deadline: float | None
+    total: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    batches: int
+    done: int
+    running: int
+    prompt_tokens: int
+    completion_tokens: int
+    rows_per_s: float
+    tokens_per_s: float
+    reason: str | None = None
+    errors: dict[str, int] = field(default_factory=dict)
+    #: Rows and tokens of running batches, from heartbeats; not yet in the counts above.
+    running_rows: int = 0
+    running_tokens: int = 0

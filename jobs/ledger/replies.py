@@ -1,0 +1,107 @@
+"""From what Redis answers to the types of model.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from jobs.ledger.model import Claim, JobState, WorkerInfo
+from jobs.spec import Status
+
+#: Seconds without a finished batch after which a job's rate is 0.
+RATE_IDLE_S = 120.0
+
+
+def text(value: Any) -> str:
+    """A reply as str, whether or not the client decodes."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def mapping(pairs: Iterable[Any]) -> dict[str, str]:
+    """A hash that a script returned flat."""
+    flat = [text(item) for item in pairs]
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def claim(reply: list[Any] | None, token: str) -> Claim | None:
+    if reply is None:
+        return None
+    kind, job, batch, attempt, more, ending = (text(item) for item in reply)
+    return Claim(
+        kind="finalize" if kind == "finalize" else "batch",
+        job=job, batch=int(batch), token=token, attempt=int(attempt), more=more == "1", ending=Status(ending),
+    )  # fmt: skip
+
+
+def job_state(job: str, now: float, reply: list[Any]) -> JobState | None:
+    """One answer of state.lua; None for an unknown job."""
+    fields, live_errors, leases = mapping(reply[0]), mapping(reply[1]), [text(item) for item in reply[2]]
+    if not fields:
+        return None
+    errors = {code: int(rows) for code, rows in live_errors.items()}
+    if "errors" in fields:  # The job has ended: they are part of its summary.
+        errors = json.loads(fields["errors"])
+    rows_per_s, tokens_per_s = _rate(fields, now)
+    running = [lease.split("|", 4) for lease in leases]
+    return JobState(
+        id=job,
+        status=Status(fields["status"]),
+        model=fields["model"],
+        stage=fields["stage"],
+        priority=int(fields["priority"]),
+        labels=json.loads(fields["labels"]),
+        created_at=float(fields["created_at"]),
+        started_at=_time(fields, "started_at"),
+        ended_at=_time(fields, "ended_at"),
+        deadline=_time(fields, "deadline"),
+        total=int(fields["total"]),
+        completed=int(fields["completed"]),
+        failed=int(fields["failed"]),
+        cancelled=int(fields["cancelled"]),
+        expired=int(fields["expired"]),
+        batches=int(fields["batches"]),
+        done=int(fields["done"]),
+        running=len(running),
+        prompt_tokens=int(fields["prompt_tokens"]),
+        completion_tokens=int(fields["completion_tokens"]),
+        rows_per_s=rows_per_s,
+        tokens_per_s=tokens_per_s,
+        reason=fields.get("reason"),
+        errors=errors,
+        running_rows=sum(int(lease[2]) for lease in running),
+        running_tokens=sum(int(lease[3]) for lease in running),
+    )
+
+
+def _time(fields: dict[str, str], name: str) -> float | None:
+    return float(fields[name]) if name in fields else None
+
+
+def _rate(fields: dict[str, str], now: float) -> tuple[float, float]:
+    """Rows and tokens per second since the older of the two marks that finish.lua moves."""
+    if "last_at" not in fields or now - float(fields["last_at"]) > RATE_IDLE_S:
+        return 0.0, 0.0
+    # Right after a job's start the span is next to nothing.
+    span = max(now - float(fields["a_at"]), 1.0)
+    rows = sum(int(fields[name]) for name in ("completed", "failed", "cancelled", "expired"))
+    tokens = int(fields["prompt_tokens"]) + int(fields["completion_tokens"])
+    return (rows - int(fields["a_rows"])) / span, (tokens - int(fields["a_tokens"])) / span
+
+
+def worker_info(fields: dict[str, str]) -> WorkerInfo | None:
+    """A worker's hash. None for one that a version with other fields wrote."""
+    try:
+        return _worker_info(fields)
+    except (KeyError, ValueError):
+        return None
+
+
+def _worker_info(fields: dict[str, str]) -> WorkerInfo:
+    return WorkerInfo(
+        id=fields["id"], model=fields["model"], fingerprint=fields["fingerprint"], host=fields["host"],
+        pid=int(fields["pid"]), device=fields["device"], dtype=fields["dtype"], engine=fields["engine"],
+        revision=fields["revision"], slots=int(fields["slots"]), version=fields["version"],
+        started_at=float(fields["started_at"]), in_hand=int(fields["in_hand"]),
+        rows_per_s=float(fields["rows_per_s"]), tokens_per_s=float(fields["tokens_per_s"]),
+    )  # fmt: skip

@@ -1,0 +1,27 @@
+#!lua flags=allow-oom
+-- sweep(owner, lock_ms, limit): {returned, expired}, or false while another sweeps: {job, batch, ...} of leases
+-- that expired and went back, and jobs whose deadline passed, at most limit of each.
+-- Reads and writes sweeping (string with a TTL), leases and deadlines (zsets), and what give_back and stop do.
+local owner, lock_ms, limit = ARGV[2], ARGV[3], ARGV[4]
+if not call('SET', key('sweeping'), owner, 'NX', 'PX', lock_ms) and call('GET', key('sweeping')) ~= owner then
+  return false
+end
+
+local returned = {}
+for _, member in ipairs(call('ZRANGEBYSCORE', key('leases'), '-inf', num(now), 'LIMIT', 0, limit)) do
+  local job, batch = string.match(member, '^(.*):(-?%d+)$')
+  if lease(job, batch) then
+    give_back(job, batch, true)
+    returned[#returned + 1] = job
+    returned[#returned + 1] = batch
+  else
+    call('ZREM', key('leases'), member)
+  end
+end
+
+local expired = {}
+for _, job in ipairs(call('ZRANGEBYSCORE', key('deadlines'), '-inf', num(now), 'LIMIT', 0, limit)) do
+  call('ZREM', key('deadlines'), job)
+  if stop(job, 'expired') == 'cancelling' then expired[#expired + 1] = job end
+end
+return { returned, expired }

@@ -1,0 +1,63 @@
+"""The parts of a job: committing one, finding one, and setting a damaged one aside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs import layout
+from jobs.errors import DamagedFileError, NotFoundError
+from jobs.results import PartCounts, part_counts
+from jobs.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that is in the store and whose footer can be read; ``size`` in bytes."""
+
+    batch: int
+    path: str
+    counts: PartCounts
+    size: int
+
+
+def find_part(store: Store, stage: str, batch: int) -> Part | None:
+    """The part of ``batch``, or None. A damaged one is set aside: a marker is put beside it, the file stays."""
+    generation = 0
+    while True:
+        path = layout.part(stage, batch, generation)
+        try:
+            content = store.get(path)
+            return Part(batch, path, part_counts(content), len(content))
+        except NotFoundError:
+            return None
+        except DamagedFileError:
+            store.put_if_absent(layout.damaged_part(stage, batch, generation), b"")
+            generation += 1
+
+
+def commit_part(store: Store, stage: str, batch: int, content: bytes) -> Part:
+    """Put the results of ``batch``; the part that counts afterwards, which is another's if that came first."""
+    generation = 0
+    while True:
+        path = layout.part(stage, batch, generation)
+        if store.put_if_absent(path, content):
+            return Part(batch, path, part_counts(content), len(content))
+        try:
+            winner = store.get(path)
+            return Part(batch, path, part_counts(winner), len(winner))
+        except DamagedFileError:
+            store.put_if_absent(layout.damaged_part(stage, batch, generation), b"")
+            generation += 1
+
+
+def list_parts(store: Store, stage: str) -> dict[int, str]:
+    """The path of the last generation of each batch's part; whether it can be read is not checked."""
+    newest: dict[int, tuple[int, str]] = {}
+    for item in store.list(layout.parts_prefix(stage)):
+        found = layout.batch_of_part(item.path)
+        if found is None:
+            continue
+        batch, generation = found
+        if batch not in newest or generation > newest[batch][0]:
+            newest[batch] = (generation, item.path)
+    return {batch: path for batch, (_, path) in sorted(newest.items())}

@@ -1,0 +1,81 @@
+"""Upkeep: what nobody is waiting for, yet must happen. Safe to run in many places at once.
+
+Expired leases go back, stalled permit chains restart, deadlines fire, and a ledger that forgot its jobs (or was
+never told of one) learns them from the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from jobs.errors import PromptmillError
+from jobs.ledger import Ledger, Sweep
+from jobs.permits import Permits
+from jobs.records import has_ended, job_ids, note_expired
+from jobs.recover import recover_all, recover_job
+from jobs.store import Store
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between two looks for accepted jobs that the ledger was not told of.
+ADOPT_INTERVAL_S = 30.0
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """One process's upkeep. ``owner`` names it in the sweep lock."""
+
+    store: Store
+    ledger: Ledger
+    permits: Permits
+    owner: str
+    _ended: set[str] = field(default_factory=set)
+    _next_adoption: float = 0.0
+
+    def run_once(self) -> Sweep | None:
+        """One round; None if another process is sweeping. Raises UnavailableError."""
+        if self.ledger.needs_recover():
+            found = recover_all(self.store, self.ledger)
+            _log.warning(
+                "the ledger was rebuilt from the store: %d jobs live, %d ended; pauses and changed priorities are lost",
+                len(found.restored),
+                len(found.ended),
+            )
+        sweep = self.ledger.sweep(self.owner)
+        if sweep is None:
+            return None
+        for job, batch in sweep.returned:
+            _log.warning("job %s: the lease of batch %d expired, the batch goes back", job, batch)
+        for job in sweep.expired:
+            _log.warning("job %s: its deadline has passed", job)
+            note_expired(self.store, job)
+        self._adopt()
+        self._restart_chains(sweep)
+        return sweep
+
+    def _restart_chains(self, sweep: Sweep) -> None:
+        for model, missing in sweep.permits.items():
+            count = missing - self.ledger.queue_length(self.permits.queue_key(model))
+            if count > 0:
+                _log.debug("model %s: %d permits sent to a stalled queue", model, count)
+                self.permits.send(model, count)
+
+    def _adopt(self) -> None:
+        """Tell the ledger of jobs whose producer died between accepting them and telling it."""
+        if time.monotonic() < self._next_adoption:
+            return
+        self._next_adoption = time.monotonic() + ADOPT_INTERVAL_S
+        known = {state.id for state in self.ledger.jobs()}
+        for job in job_ids(self.store):
+            if job in known or job in self._ended:
+                continue
+            try:
+                if has_ended(self.store, job) or not recover_job(self.store, self.ledger, job):
+                    self._ended.add(job)
+                else:
+                    _log.warning("job %s was accepted but unknown to the ledger: restored", job)
+            except PromptmillError as error:
+                self._ended.add(job)
+                _log.error("job %s is left alone: %s", job, error)

@@ -1,0 +1,61 @@
+"""The records of jobs in the store: reading, listing, and the wishes (cancel) put beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import orjson
+
+from jobs import layout
+from jobs.errors import DamagedFileError, NotFoundError, UnknownJobError
+from jobs.spec import JobFile, check_job_id, now
+from jobs.store import Store
+
+
+def read_job(store: Store, job: str) -> JobFile:
+    """The record of ``job``. Raises UnknownJobError, InputError (an id that is none) or DamagedFileError."""
+    path = layout.job_file(check_job_id(job))
+    try:
+        return JobFile.from_bytes(store.get(path))
+    except NotFoundError:
+        raise UnknownJobError(
+            f"no job {job!r} in the store {store.uri}; `promptmill list` shows the jobs there are"
+        ) from None
+    except ValueError as error:
+        raise DamagedFileError(f"{store.locate(path)} is no job file that this program reads: {error}") from error
+
+
+def job_ids(store: Store) -> Iterator[str]:
+    """The ids of all jobs that were accepted and not deleted."""
+    for item in store.list(layout.JOBS):
+        job = layout.job_of_file(item.path)
+        if job is not None:
+            yield job
+
+
+def has_ended(store: Store, job: str) -> bool:
+    """Whether the dataset of ``job`` is complete: its ``_SUCCESS`` is there."""
+    return store.exists(layout.success_file(job))
+
+
+def wish_cancel(store: Store, job: str) -> None:
+    """Put the wish to cancel ``job``, so that it survives the loss of Redis."""
+    content = orjson.dumps({"job": job, "at": now().isoformat()})
+    store.put_if_absent(layout.cancel_file(job), content)
+
+
+def note_expired(store: Store, job: str) -> None:
+    """Note that the deadline of ``job`` has fired."""
+    content = orjson.dumps({"job": job, "at": now().isoformat()})
+    store.put_if_absent(layout.expired_file(job), content)
+
+
+def read_manifest(store: Store, job: str) -> dict[str, object] | None:
+    """The manifest of an ended job, None while it has not ended. Raises DamagedFileError."""
+    if not has_ended(store, job):
+        return None
+    try:
+        manifest = orjson.loads(store.get(layout.manifest_file(job)))
+    except (NotFoundError, orjson.JSONDecodeError) as error:
+        raise DamagedFileError(f"{store.locate(layout.manifest_file(job))} cannot be read: {error}") from error
+    return manifest if isinstance(manifest, dict) else None

@@ -1,0 +1,81 @@
+"""Bringing the ledger back from the store, which is the truth. Merges, never overwrites."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from jobs import layout
+from jobs.errors import DamagedFileError, NotFoundError
+from jobs.finalize import manifest_counts
+from jobs.ledger import Ledger
+from jobs.parts import find_part, list_parts
+from jobs.records import has_ended, job_ids, read_job, read_manifest
+from jobs.spec import JobFile, Status
+from jobs.store import Store
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What a recovery brought back: the live jobs, those that had ended, and those that cannot be read."""
+
+    restored: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def recover_all(store: Store, ledger: Ledger) -> Recovery:
+    """Tell the ledger of every job in the store. Pauses and changed priorities lived in Redis alone: they are lost."""
+    found = Recovery()
+    for job in job_ids(store):
+        try:
+            (found.restored if recover_job(store, ledger, job) else found.ended).append(job)
+        except DamagedFileError as error:
+            _log.error("job %s is left alone: %s", job, error)
+            found.damaged.append(job)
+    ledger.recovered()
+    return found
+
+
+def recover_job(store: Store, ledger: Ledger, job: str) -> bool:
+    """Tell the ledger of one job and of its finished batches; False if the job has ended.
+
+    Raises UnknownJobError, DamagedFileError.
+    """
+    record = read_job(store, job)
+    if has_ended(store, job):
+        _end_in_ledger(store, ledger, record)
+        return False
+    done = {}
+    for batch in list_parts(store, record.stage):
+        part = find_part(store, record.stage, batch)
+        if part is not None:
+            done[batch] = part.counts
+    ledger.restore(record, done)
+    if store.exists(layout.cancel_file(job)):
+        ledger.cancel(job)
+    elif store.exists(layout.expired_file(job)):
+        ledger.expire(job)
+    return True
+
+
+def _end_in_ledger(store: Store, ledger: Ledger, record: JobFile) -> None:
+    """A finalizer that died after ``_SUCCESS`` left the ledger believing that the job lives."""
+    state = ledger.job(record.id)
+    if state is None or state.status.ended:
+        return
+    try:
+        ending = manifest_status(store, record.id)
+        ledger.finalized(record.id, ending, manifest_counts(store, record.id), None)
+    except NotFoundError as error:
+        raise DamagedFileError(f"job {record.id} has _SUCCESS but no manifest: {error}") from error
+
+
+def manifest_status(store: Store, job: str) -> Status:
+    """How an ended job ended. Raises NotFoundError or DamagedFileError."""
+    manifest = read_manifest(store, job)
+    if manifest is None:
+        raise NotFoundError(f"job {job} has not ended")
+    return Status(str(manifest["status"]))

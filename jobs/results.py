@@ -1,0 +1,202 @@
+"""The result rows: their Arrow schema, the part file of a batch, and the counts in its footer."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import DamagedFileError
+from jobs.spec import Column
+
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+#: The columns of every result file, in order; the source's own follow. docs/results.md describes each.
+RESULT_FIELDS = (
+    pa.field("row_index", pa.int64(), nullable=False),
+    pa.field("sample_index", pa.int32(), nullable=False),
+    pa.field("custom_id", pa.string()),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("error_code", pa.string()),
+    pa.field("error_message", pa.string()),
+    pa.field("text", pa.string()),
+    pa.field("finish_reason", pa.string()),
+    pa.field("prompt_tokens", pa.int32()),
+    pa.field("completion_tokens", pa.int32()),
+    pa.field("mean_logprob", pa.float32()),
+    pa.field("seed", pa.int64()),
+    pa.field("model", pa.string()),
+    pa.field("model_revision", pa.string()),
+    pa.field("attempt", pa.int32()),
+    pa.field("worker", pa.string()),
+    pa.field("started_at", _TIMESTAMP),
+    pa.field("finished_at", _TIMESTAMP),
+)
+RESULT_NAMES = frozenset(item.name for item in RESULT_FIELDS)
+
+_COUNTS_KEY = b"promptmill.counts"
+
+
+@dataclass(slots=True)
+class ResultRow:
+    """One result row without the source's own columns."""
+
+    row_index: int
+    sample_index: int
+    custom_id: str | None
+    status: str
+    error_code: str | None = None
+    error_message: str | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    mean_logprob: float | None = None
+    seed: int | None = None
+    model: str | None = None
+    model_revision: str | None = None
+    attempt: int | None = None
+    worker: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartCounts:
+    """What a part holds, in result rows and tokens. It travels in the part's footer."""
+
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return self.completed + self.failed + self.cancelled + self.expired
+
+    @classmethod
+    def of(cls, rows: list[ResultRow]) -> PartCounts:
+        """Prompt tokens count once for each prompt, whatever its number of samples."""
+        by_status = Counter(row.status for row in rows)
+        return cls(
+            completed=by_status["ok"],
+            failed=by_status["error"],
+            cancelled=by_status["cancelled"],
+            expired=by_status["expired"],
+            prompt_tokens=sum(row.prompt_tokens or 0 for row in rows if row.sample_index == 0),
+            completion_tokens=sum(row.completion_tokens or 0 for row in rows),
+            errors=dict(Counter(row.error_code for row in rows if row.error_code)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def result_schema(columns: tuple[Column, ...]) -> pa.Schema:
+    """The schema of a job's result files: the same for each of its parts."""
+    return pa.schema([*RESULT_FIELDS, *(pa.field(column.name, arrow_type(column)) for column in columns)])
+
+
+def result_name(source: str, taken: set[str]) -> str:
+    """The name that a source column gets in the results: ``input_`` goes before it while it clashes."""
+    name = source
+    while name in taken:
+        name = f"input_{name}"
+    return name
+
+
+_CAST_TYPES = {
+    "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "string": pa.string(), "json": pa.string(),
+}  # fmt: skip
+
+
+def arrow_type(column: Column) -> pa.DataType:
+    """The Arrow type of a source column in the results."""
+    if column.encoding != "typed":
+        return _CAST_TYPES[column.encoding]
+    if column.arrow is None:
+        return pa.string()
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(column.arrow))).field(0).type
+
+
+def encode_arrow_type(data_type: pa.DataType) -> str:
+    """An Arrow type as text that JSON can carry; ``Column.arrow``."""
+    return base64.b64encode(pa.schema([pa.field("c", data_type)]).serialize().to_pybytes()).decode()
+
+
+def write_part(rows: list[ResultRow], own: pa.Table, columns: tuple[Column, ...], first_row: int) -> bytes:
+    """The Parquet bytes of a part.
+
+    ``rows`` are sorted here by (row_index, sample_index); ``own`` holds the batch's source columns as
+    staged, one row for each prompt, the first of which has row_index ``first_row``.
+    """
+    rows = sorted(rows, key=lambda row: (row.row_index, row.sample_index))
+    schema = result_schema(columns)
+    arrays = [pa.array([getattr(row, item.name) for row in rows], item.type) for item in RESULT_FIELDS]
+    position = pa.array([row.row_index - first_row for row in rows], pa.int64())
+    for column in columns:
+        if column.source in own.column_names:
+            arrays.append(_cast(own.column(column.source), column).take(position))
+        else:  # the column first appears in a later batch, or the input is lost
+            arrays.append(pa.nulls(len(rows), arrow_type(column)))
+    table = pa.table(arrays, schema=schema)
+    counts = orjson.dumps(PartCounts.of(rows).to_json())
+    return to_parquet(table.replace_schema_metadata({_COUNTS_KEY: counts}))
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """The Parquet bytes of ``table`` as one row group."""
+    sink = io.BytesIO()
+    with result_writer(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def result_writer(sink: io.BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of result files: zstd, and page checksums so that a flipped bit is found."""
+    return pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True)
+
+
+def read_row_count(content: bytes) -> int:
+    """Rows of a Parquet file, from its footer. Raises DamagedFileError."""
+    try:
+        return int(pq.read_metadata(io.BytesIO(content)).num_rows)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFileError(f"the file's footer cannot be read: {error}") from error
+
+
+def read_part(content: bytes) -> pa.Table:
+    """A part's rows. Raises DamagedFileError where the bytes are not a whole Parquet file."""
+    try:
+        return pq.read_table(io.BytesIO(content), page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFileError(f"the part cannot be read: {error}") from error
+
+
+def part_counts(content: bytes) -> PartCounts:
+    """The counts in a part's footer. Raises DamagedFileError."""
+    try:
+        metadata = pq.read_metadata(io.BytesIO(content)).metadata or {}
+        return PartCounts(**orjson.loads(metadata[_COUNTS_KEY]))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"the part's footer cannot be read: {error}") from error
+
+
+def _cast(staged: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
+    """A source column from its staged form (raw JSON text, but for ``typed``) to its form in the results."""
+    if column.encoding in ("typed", "json"):
+        return staged.cast(arrow_type(column))
+    if column.encoding == "string":
+        values = [None if text is None else orjson.loads(text) for text in staged.to_pylist()]
+        return pa.chunked_array([pa.array(values, pa.string())])
+    return staged.cast(pa.string()).cast(arrow_type(column))

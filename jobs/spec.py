@@ -1,0 +1,289 @@
+"""What a job is: its parameters, its record in the store, and the status that commands print."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from jobs.errors import InputError
+
+#: Raised whenever a field of JobFile changes its meaning; readers refuse what they do not know.
+JOB_VERSION = 1
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@+-]{1,200}")
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,56}")
+
+#: int64: what a seed column of the results can hold.
+MAX_SEED = 2**63 - 1
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Status(StrEnum):
+    """The state of a job. The last four are final."""
+
+    IN_PROGRESS = "in_progress"
+    PAUSED = "paused"
+    FINALIZING = "finalizing"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in _ENDED
+
+
+_ENDED = frozenset({Status.COMPLETED, Status.CANCELLED, Status.EXPIRED, Status.FAILED})
+
+
+class RowError(StrEnum):
+    """Why a row has no text. docs/results.md describes each."""
+
+    INVALID_ROW = "invalid_row"
+    EMPTY_PROMPT = "empty_prompt"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    TEMPLATE_ERROR = "template_error"
+    TOKENIZER_ERROR = "tokenizer_error"
+    BAD_PARAMETERS = "bad_parameters"
+    OUT_OF_MEMORY = "out_of_memory"
+    NUMERIC_ERROR = "numeric_error"
+    POISON = "poison"
+    INPUT_LOST = "input_lost"
+    INTERNAL_ERROR = "internal_error"
+
+
+def check_job_id(job: str) -> str:
+    """``job`` itself if it may name a job. Raises InputError otherwise."""
+    if not _JOB_ID.fullmatch(job):
+        raise InputError(
+            f"job id {job!r} is not allowed: use 1 to 56 letters, digits, '_' and '-' (for example 'copy-2026-11')"
+        )
+    return job
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+def _no_empty_stop(stop: tuple[str, ...]) -> tuple[str, ...]:
+    if any(not text for text in stop):
+        raise ValueError("a stop string must not be empty")
+    return stop
+
+
+class SamplingParams(_Frozen):
+    """How the text of a row is chosen. The names and meanings are those of OpenAI and transformers."""
+
+    #: Tokens to generate at most.
+    max_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    #: 0 is greedy.
+    temperature: float = Field(default=0.0, ge=0.0, le=100.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    #: 0 is off.
+    top_k: int = Field(default=0, ge=0, le=10_000_000)
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
+    repetition_penalty: float = Field(default=1.0, gt=0.0, le=100.0)
+    #: Generation ends before the first of these; the text never contains it.
+    stop: Annotated[
+        tuple[Annotated[str, Field(max_length=1_000)], ...], Field(max_length=16, strict=False),
+        AfterValidator(_no_empty_stop),
+    ] = ()
+    #: None: a hash of job, row and sample.
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    #: Result rows for each prompt.
+    n: int = Field(default=1, ge=1, le=1_000)
+    logprobs: bool = False
+
+    def with_overrides(self, overrides: dict[str, Any]) -> SamplingParams:
+        """These parameters with a row's own values on top. Raises pydantic's ValidationError."""
+        return SamplingParams.model_validate({**self.model_dump(), **overrides}) if overrides else self
+
+
+class JobSpec(_Frozen):
+    """What is asked for, apart from the rows. All of it but the last group is part of the job's identity."""
+
+    model: str = Field(min_length=1, max_length=200)
+    sampling: SamplingParams = SamplingParams()
+    #: The prompt template with its ``{field}``s, None where a column holds the prompt.
+    template: str | None = None
+    #: Render prompts as one user message through the model's chat template.
+    chat: bool = False
+    system: str | None = None
+
+    priority: int = Field(default=0, ge=-5, le=5)
+    labels: dict[str, str] = {}
+    deadline: datetime | None = None
+    batch_size: int = Field(default=256, ge=1, le=100_000)
+    max_error_rate: float = Field(default=0.5, ge=0.0, le=1.0)
+
+    def identity(self) -> bytes:
+        """The canonical bytes of what makes two jobs the same work."""
+        content = self.model_dump(
+            mode="json", exclude={"priority", "labels", "deadline", "batch_size", "max_error_rate"}
+        )
+        return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+
+
+class Column(_Frozen):
+    """One of the source's own columns, as it is staged and as it appears in the results."""
+
+    #: The name in the source; in the staged file it is ``src:`` + this.
+    source: str
+    #: The name in the results: the same, or with the prefix ``input_`` after a clash.
+    name: str
+    #: ``typed``: staged with its Arrow type and kept. Others are staged as raw JSON text and cast at commit.
+    encoding: Literal["typed", "int64", "float64", "bool", "string", "json"] = "typed"
+    #: The Arrow type in the results, as a base64 IPC schema of one field; None for the cast encodings.
+    arrow: str | None = None
+
+
+class JobFile(_Frozen):
+    """``jobs/<job>.json``: put once, never changed. That it exists is the acceptance of the job."""
+
+    version: int = JOB_VERSION
+    id: str
+    stage: str
+    created_at: datetime
+    spec: JobSpec
+    #: SHA-256 of the identity and all canonical rows, hex.
+    digest: str
+    #: Input rows; result rows (the sum of ``n``); batches.
+    rows: int
+    result_rows: int
+    batches: int
+    #: Rows that --skip-invalid let through as error rows.
+    invalid: int = 0
+    #: The sum of ``max_tokens`` x ``n`` over all rows: what fair sharing charges.
+    max_tokens_total: int
+    columns: tuple[Column, ...] = Field(default=(), strict=False)
+    producer_version: str = ""
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> JobFile:
+        """Raises ValueError (pydantic's ValidationError is one) for anything that is no job file of this version."""
+        job = cls.model_validate_json(content)
+        if job.version != JOB_VERSION:
+            raise ValueError(f"job file version {job.version}, this program reads {JOB_VERSION}")
+        return job
+
+
+def default_job_id(digest: str) -> str:
+    """The id of a job that was given none: a prefix of its digest."""
+    return f"job-{digest[:16]}"
+
+
+def default_seed(job: str, row_index: int, sample: int) -> int:
+    """The seed of a row that was given none: the same on every worker and after every restart."""
+    key = f"{job}\0{row_index}\0{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") & MAX_SEED
+
+
+def now() -> datetime:
+    """This machine's clock, UTC. Leases and deadlines go by the clock of Redis instead."""
+    return datetime.now(UTC)
+
+
+class RowCounts(_Frozen):
+    """Result rows by how they ended."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+
+    @property
+    def ended(self) -> int:
+        return self.completed + self.failed + self.cancelled + self.expired
+
+
+class BatchCounts(_Frozen):
+    total: int = 0
+    done: int = 0
+    running: int = 0
+
+
+class TokenCounts(_Frozen):
+    prompt: int = 0
+    completion: int = 0
+
+
+class Running(_Frozen):
+    """What batches in hand have generated so far; not yet in the counts of rows and tokens."""
+
+    rows: int = 0
+    tokens: int = 0
+
+
+class Rate(_Frozen):
+    rows_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+
+
+class JobStatus(_Frozen):
+    """What ``status --json`` prints: docs/architecture.md and the tests hold its fields."""
+
+    id: str
+    status: Status
+    model: str
+    labels: dict[str, str]
+    priority: int
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    deadline: datetime | None = None
+    rows: RowCounts
+    batches: BatchCounts
+    tokens: TokenCounts = TokenCounts()
+    running: Running = Running()
+    rate: Rate = Rate()
+    eta_s: float | None = None
+    errors: dict[str, int] = {}
+    #: Why a job paused itself or failed; None otherwise.
+    reason: str | None = None
+    store: str
+    results: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def split_model(model: str) -> tuple[str, str]:
+    """``NAME=PATH_OR_ID`` as (name, path or id). A folder alone gets its own name, a hub id is its own name.
+
+    Raises InputError.
+    """
+    name, separator, source = model.partition("=")
+    if not separator:
+        folder = Path(model).expanduser()
+        name, source = (folder.resolve().name, model) if model and folder.is_dir() else (model, model)
+    if not _MODEL_NAME.fullmatch(name) or not source:
+        raise InputError(
+            f"--model {model!r}: use NAME or NAME=PATH_OR_ID, for example copy=./my-model; "
+            "names have 1 to 200 letters, digits and any of . _ - / : @ +"
+        )
+    return name, source
+
+
+def validated(kind: type[_Model], given: dict[str, Any]) -> _Model:
+    """``kind(**given)``. Raises InputError that names the flag at fault and what it allows."""
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise InputError(f"{flag} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error

@@ -1,0 +1,275 @@
+"""The store: files on local disk, S3, GCS, Azure or in memory, through obstore.
+
+The one primitive that everything rests on is put-if-absent: of any number of writers of a name exactly one
+wins, and what it wrote never changes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import obstore
+import orjson
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import NotFoundError as ObjectNotFoundError
+from obstore.store import LocalStore, MemoryStore, from_url
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError
+from jobs.layout import STORE_FILE
+
+FORMAT_VERSION = 1
+
+#: URI schemes of remote stores.
+REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
+
+#: Tries of one call before the store counts as unreachable; local disks do not blink, so they get one.
+_ATTEMPTS = 5
+
+
+class _TransientError(Exception):
+    """A call that may succeed when it is repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file as a listing shows it; ``size`` in bytes."""
+
+    path: str
+    size: int
+    modified: datetime
+
+
+class Store:
+    """Files under one root. Paths are relative to it, with ``/``; see jobs/layout.py.
+
+    Every method raises StoreUnavailableError where the store cannot be reached or refuses.
+    """
+
+    def __init__(self, backend: Any, uri: str, root: Path | None) -> None:
+        self._backend = backend
+        #: How people and tools name the root: an absolute path, or the URI.
+        self.uri = uri
+        self._root = root
+        self._id: str | None = None
+
+    @classmethod
+    def open(cls, uri: str, *, create: bool = False) -> Store:
+        """The store at ``uri``, recognised by its ``_promptmill.json``; its file says which store it is.
+
+        With ``create`` an absent or empty place becomes a store. Raises ForeignStoreError where the place
+        holds something else, InputError for a URI of no known kind, StoreUnavailableError otherwise.
+        """
+        store = cls._connect(uri, create=create)
+        store._identify(create=create)
+        return store
+
+    @classmethod
+    def _connect(cls, uri: str, *, create: bool) -> Store:
+        scheme, separator, _ = uri.partition("://")
+        if separator and scheme == "memory":
+            return cls(MemoryStore(), uri, None)
+        if separator and scheme in REMOTE_SCHEMES:
+            try:
+                return cls(from_url(uri.rstrip("/")), uri.rstrip("/"), None)
+            except (BaseError, ValueError) as error:
+                raise StoreUnavailableError(f"store {uri}: {_reason(error)}") from error
+        if separator and scheme != "file":
+            raise InputError(f"store {uri}: unknown scheme {scheme!r}; use a folder, s3://, gs:// or az://")
+        root = Path(uri.removeprefix("file://")).expanduser().absolute()
+        return cls(_local_backend(root, create=create), str(root), root)
+
+    @property
+    def id(self) -> str:
+        """The random id that this store was given at its creation."""
+        if self._id is None:
+            raise StoreUnavailableError(f"store {self.uri} was not opened")
+        return self._id
+
+    @property
+    def is_local(self) -> bool:
+        return self._root is not None
+
+    @property
+    def root(self) -> Path | None:
+        """The folder of a local store, None for others."""
+        return self._root
+
+    def locate(self, path: str) -> str:
+        """``path`` as a user writes it: an absolute file name or a URI."""
+        return f"{self.uri.rstrip('/')}/{path}"
+
+    def put_if_absent(self, path: str, content: bytes) -> bool:
+        """Write ``path`` unless it exists; True if this call wrote it.
+
+        On a local disk the file and its folder are on the disk when this returns, whoever wrote it. After a
+        time-out of a remote store the call is repeated; if it then finds its own bytes it has won.
+        """
+        lost_answer = False
+        for attempt in self._retrying():
+            with attempt:
+                try:
+                    self._call(obstore.put, path, content, mode="create", use_multipart=False)
+                    won = True
+                except AlreadyExistsError:
+                    won = lost_answer and self.get(path) == content
+                except _TransientError:
+                    lost_answer = True
+                    raise
+        if self._root is not None:
+            self._sync(self._root / path)
+        return won
+
+    def get(self, path: str) -> bytes:
+        """The whole content. Raises NotFoundError."""
+        for attempt in self._retrying():
+            with attempt:
+                try:
+                    return bytes(self._call(obstore.get, path).bytes())
+                except BaseError as error:
+                    raise self._classify(error, path) from error
+        raise AssertionError("unreachable: Retrying raises")
+
+    def exists(self, path: str) -> bool:
+        for attempt in self._retrying():
+            with attempt:
+                try:
+                    self._call(obstore.head, path)
+                    return True
+                except NotFoundError:
+                    return False
+        raise AssertionError("unreachable: Retrying raises")
+
+    def list(self, prefix: str) -> Iterator[StoredFile]:
+        """All files below the folder ``prefix``, in no particular order."""
+        try:
+            for chunk in obstore.list(self._backend, prefix=prefix):
+                for item in chunk:
+                    yield StoredFile(item["path"], item["size"], item["last_modified"])
+        except (BaseError, OSError) as error:
+            failure = self._classify(error, prefix)
+            if not isinstance(failure, NotFoundError):
+                raise StoreUnavailableError(f"store {self.uri}: {_reason(error)}") from error
+
+    def delete(self, paths: list[str]) -> None:
+        """Remove files; those that are gone already are no error."""
+        for path in paths:
+            for attempt in self._retrying():
+                with attempt:
+                    try:
+                        self._call(obstore.delete, path)
+                    except NotFoundError:
+                        pass
+
+    def probe(self) -> None:
+        """Try put-if-absent for real: raises StoreUnavailableError if the endpoint ignores it."""
+        path = f"_probe/{uuid.uuid4().hex}"
+        first, second = self.put_if_absent(path, b"1"), self.put_if_absent(path, b"2")
+        kept = self.get(path)
+        self.delete([path])
+        if not first or second or kept != b"1":
+            raise StoreUnavailableError(
+                f"store {self.uri} ignores put-if-absent (If-None-Match): results could be overwritten; "
+                "use an endpoint that honours it (AWS S3, GCS, Azure, MinIO, or a local folder)"
+            )
+
+    def _identify(self, *, create: bool) -> None:
+        try:
+            content = self.get(STORE_FILE)
+        except NotFoundError:
+            content = self._found(create=create)
+        try:
+            record = orjson.loads(content)
+            self._id, version = str(record["store_id"]), int(record["version"])
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ForeignStoreError(
+                f"store {self.uri}: {STORE_FILE} is not one of Promptmill's; set PROMPTMILL_STORE to another place"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise ForeignStoreError(
+                f"store {self.uri} has format {version}, this program knows {FORMAT_VERSION}: upgrade promptmill"
+            )
+
+    def _found(self, *, create: bool) -> bytes:
+        """Make this place a store; the record that won if several try at once."""
+        other = next((item for item in self.list("") if not item.path.startswith("_probe/")), None)
+        if other is not None and other.path != STORE_FILE:
+            raise ForeignStoreError(
+                f"store {self.uri} holds other files ({other.path}) and no {STORE_FILE}: it belongs to something "
+                "else; set PROMPTMILL_STORE (or --store) to an empty or new folder"
+            )
+        if not create:
+            raise StoreUnavailableError(
+                f"no Promptmill store at {self.uri}; check PROMPTMILL_STORE (or --store); submit and run create one"
+            )
+        self.probe()
+        record = {"store_id": secrets.token_hex(8), "version": FORMAT_VERSION}
+        self.put_if_absent(STORE_FILE, orjson.dumps(record) + b"\n")
+        return self.get(STORE_FILE)
+
+    def _call(self, function: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(self._backend, path, *args, **kwargs)
+        except AlreadyExistsError:
+            raise
+        except (BaseError, OSError) as error:
+            raise self._classify(error, path) from error
+
+    def _classify(self, error: Exception, path: str) -> Exception:
+        if isinstance(error, ObjectNotFoundError | FileNotFoundError):
+            return NotFoundError(f"{self.locate(path)} does not exist")
+        return _TransientError(_reason(error))
+
+    def _retrying(self) -> Retrying:
+        return Retrying(
+            stop=stop_after_attempt(1 if self.is_local else _ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.2, max=5.0),
+            retry=retry_if_exception_type(_TransientError),
+            retry_error_callback=self._give_up,
+        )
+
+    def _give_up(self, state: Any) -> None:
+        error = state.outcome.exception()
+        raise StoreUnavailableError(f"store {self.uri}: {error}") from error
+
+    def _sync(self, file: Path) -> None:
+        """Force a file and its folder to the disk: the ledger must not know of a part that power loss can take."""
+        try:
+            for path in (file, file.parent):
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+        except OSError as error:
+            raise StoreUnavailableError(f"store {self.uri}: {error}") from error
+
+
+def _local_backend(root: Path, *, create: bool) -> LocalStore:
+    """A LocalStore at ``root``. Raises StoreUnavailableError in words that name the folder and the mend."""
+    if root.exists() and not root.is_dir():
+        raise StoreUnavailableError(f"store {root} is not a folder; set PROMPTMILL_STORE to one")
+    if not root.exists() and not create:
+        raise StoreUnavailableError(
+            f"no Promptmill store at {root}; check PROMPTMILL_STORE (or --store); submit and run create one"
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailableError(f"store {root} cannot be created: {error.strerror}") from error
+    if create and not os.access(root, os.W_OK | os.X_OK):
+        raise StoreUnavailableError(f"store {root} cannot be written: give this user write permission, or use another")
+    return LocalStore(prefix=root)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error of obstore, whose messages carry a debug dump below it."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

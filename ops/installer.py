@@ -1,0 +1,144 @@
+"""Two steps of ops/bootstrap that must find packages where pip would: the machine's own index or mirror.
+
+``installer.py pip`` puts pip into a virtual environment that was made without it. Debian and its
+relatives ship Python without ``ensurepip``, so ``python3 -m venv`` cannot do it there: pip's wheel is
+fetched from the index and installs itself.
+
+``installer.py uv ARGUMENTS`` runs uv with pip's settings. uv does not read them by itself, so on a
+machine that reaches packages only through a configured mirror it would find nothing.
+
+Run by the environment's own Python; needs nothing but the standard library.
+"""
+
+import configparser
+import hashlib
+import os
+import re
+import ssl
+import subprocess
+import sys
+import tempfile
+import urllib.parse
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
+
+DEFAULT_INDEX = "https://pypi.org/simple"
+#: Seconds without an answer after which the index counts as unreachable.
+TIMEOUT_S = 60
+_WHEEL = re.compile(r"/pip-(\d+(?:\.\d+)*)-py3-none-any\.whl$")
+
+
+def config_files() -> list[Path]:
+    """pip's configuration files, lowest precedence first (pip's "Configuration" page)."""
+    named = os.environ.get("PIP_CONFIG_FILE")
+    if named == os.devnull:  # pip's way to say "no configuration files at all"
+        return []
+    home = Path.home()
+    shared = os.environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")
+    own = os.environ.get("XDG_CONFIG_HOME") or home / ".config"
+    files = [*(Path(folder, "pip/pip.conf") for folder in reversed(shared)), Path("/etc/pip.conf")]
+    files += [home / "Library/Application Support/pip/pip.conf", home / ".pip/pip.conf"]
+    files += [Path(own, "pip/pip.conf"), Path(sys.prefix, "pip.conf")]
+    return [*files, Path(named)] if named else files
+
+
+def pip_setting(name: str) -> str | None:
+    """A setting as pip would see it for ``pip install``, or None."""
+    from_environment = os.environ.get("PIP_" + name.upper().replace("-", "_"))
+    if from_environment:
+        return from_environment
+    parser = configparser.RawConfigParser()
+    parser.read(config_files())
+    for section in ("install", "global"):
+        if value := parser.get(section, name, fallback=None):
+            return value
+    return None
+
+
+class _Links(HTMLParser):
+    """The links of a simple index page (PEP 503) that this Python may use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        needs = re.search(r">=\s*3\.(\d+)", found.get("data-requires-python") or "")
+        too_old = needs is not None and sys.version_info < (3, int(needs[1]))
+        if tag == "a" and found.get("href") and not too_old and "data-yanked" not in found:
+            self.urls.append(found["href"] or "")
+
+
+def newest_wheel(index: str, context: ssl.SSLContext) -> str:
+    """The address of the newest final release of pip in the index at ``index``."""
+    page = index.rstrip("/") + "/pip/"
+    request = urllib.request.Request(page, headers={"Accept": "text/html"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=context) as answer:
+        links = _Links()
+        links.feed(answer.read().decode())
+        base: str = answer.url
+    found = [(match[1], url) for url in links.urls if (match := _WHEEL.search("/" + url.partition("#")[0]))]
+    if not found:
+        raise SystemExit(f"installer: no wheel of pip at {page}")
+    _, url = max(found, key=lambda item: [int(part) for part in item[0].split(".")])
+    return urllib.parse.urljoin(base, url)
+
+
+def download(url: str, folder: Path, context: ssl.SSLContext) -> Path:
+    """Fetches ``url`` into ``folder`` and checks it against the digest that the index gave."""
+    address, _, fragment = url.partition("#")
+    with urllib.request.urlopen(address, timeout=TIMEOUT_S, context=context) as answer:
+        content: bytes = answer.read()
+    algorithm, _, digest = fragment.partition("=")
+    if algorithm == "sha256" and hashlib.sha256(content).hexdigest() != digest:
+        raise SystemExit(f"installer: {address} is not what the index says it is (sha256 differs)")
+    wheel = folder / address.rpartition("/")[2]
+    wheel.write_bytes(content)
+    return wheel
+
+
+def install_pip() -> int:
+    """Installs the newest pip into the environment that runs this; the installer's exit code."""
+    context = ssl.create_default_context(cafile=pip_setting("cert"))
+    index = pip_setting("index-url") or DEFAULT_INDEX
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            wheel = download(newest_wheel(index, context), Path(folder), context)
+        except OSError as error:
+            raise SystemExit(f"installer: cannot fetch pip from {index}: {error}") from None
+        # A wheel is a zip file, and Python runs a package inside one.
+        command = [sys.executable, f"{wheel}/pip", "install", "--no-index", "--no-deps", str(wheel)]
+        return subprocess.run(command, check=False).returncode
+
+
+def uv_environment() -> dict[str, str]:
+    """uv's variables for pip's settings (uv's "Environment variables" page); a variable already set wins."""
+    settings = {
+        "UV_DEFAULT_INDEX": pip_setting("index-url"),
+        "UV_INDEX": " ".join((pip_setting("extra-index-url") or "").split()),
+        "UV_FIND_LINKS": ",".join((pip_setting("find-links") or "").split()),
+        "UV_INSECURE_HOST": " ".join((pip_setting("trusted-host") or "").split()),
+        "SSL_CERT_FILE": pip_setting("cert"),
+    }
+    if settings["UV_INDEX"]:
+        # pip takes the best version of all indexes; uv would stop at the first one that has the name.
+        settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    return {name: value for name, value in settings.items() if value} | dict(os.environ)
+
+
+def main(arguments: list[str]) -> int:
+    match arguments:
+        case ["pip"]:
+            return install_pip()
+        case ["uv", *rest]:
+            uv = Path(sys.executable).with_name("uv")
+            return subprocess.run([uv, *rest], env=uv_environment(), check=False).returncode
+        case _:
+            print("usage: installer.py pip | installer.py uv ARGUMENTS", file=sys.stderr)
+            return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

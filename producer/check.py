@@ -1,0 +1,266 @@
+"""One pass over a source: every row checked, every problem counted, duplicate ids found.
+
+``check`` throws the rows away; a submit stages them while the same pass goes on::
+
+    checking = Checking(source, options)
+    for batch in builder.batches(checking.rows()):
+        put(batch)
+    checking.report.raise_if_bad()   # only now is anything accepted
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.errors import Problem, SourceError
+from producer.duplicates import DuplicateFinder
+from producer.rows import CheckedRow, RowChecker, RowOptions, error_row
+from producer.sources import Source, SourceRow
+
+#: English text in the tokenizers of common models. An estimate: only a worker has the model's tokenizer.
+CHARS_PER_TOKEN = 4
+
+_BINS = 32
+
+
+@dataclass(slots=True)
+class PromptLengths:
+    """Prompt lengths in characters: bin ``k`` counts those of 2**(k-1) to 2**k - 1 characters."""
+
+    bins: list[int] = field(default_factory=lambda: [0] * _BINS)
+    total: int = 0
+    longest: int = 0
+
+    def histogram(self) -> list[tuple[int, int, int]]:
+        """``(shortest, longest, rows)`` of each bin, from the first that is not empty to the last."""
+        used = [k for k, count in enumerate(self.bins) if count]
+        span = range(used[0], used[-1] + 1) if used else range(0)
+        return [(1 << k >> 1, (1 << k) - 1, self.bins[k]) for k in span]
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What a pass found. ``problems`` are the first ones, ``total_problems`` counts all."""
+
+    source: str
+    batch_size: int
+    skip_invalid: bool = False
+    rows: int = 0
+    #: Rows that cannot run; with --skip-invalid they become error rows.
+    invalid: int = 0
+    result_rows: int = 0
+    #: The sum of ``max_tokens`` x ``n``: an upper bound of what is generated.
+    max_tokens: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    total_problems: int = 0
+    #: Problems that --skip-invalid does not excuse: repeated ids, a file that cannot be read to its end.
+    fatal: int = 0
+    lengths: PromptLengths = field(default_factory=PromptLengths)
+    #: The first requests, rendered: prompts as text, messages as lists.
+    shown: list[str | list[dict[str, Any]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def batches(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Estimated at CHARS_PER_TOKEN."""
+        return -(-self.lengths.total // CHARS_PER_TOKEN)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the rows can be accepted: none is bad, or bad ones are skipped and some are good."""
+        if self.skip_invalid:
+            return not self.fatal and self.invalid < self.rows
+        return not self.total_problems
+
+    def raise_if_bad(self) -> None:
+        """Raises SourceError with the first problems unless the rows can be accepted."""
+        if not self.ok:
+            raise SourceError(self.problems, self.total_problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``check --json`` prints."""
+        return {
+            "source": self.source,
+            "ok": self.ok,
+            "rows": self.rows,
+            "batches": self.batches,
+            "result_rows": self.result_rows,
+            "invalid": self.invalid,
+            "problems": [
+                {
+                    "file": item.file,
+                    "line": item.line,
+                    "code": item.code,
+                    "param": item.param,
+                    "reason": item.reason,
+                }
+                for item in self.problems
+            ],
+            "total_problems": self.total_problems,
+            "prompt_chars": {
+                "total": self.lengths.total,
+                "longest": self.lengths.longest,
+                "histogram": [
+                    {"from": low, "to": high, "rows": rows} for low, high, rows in self.lengths.histogram()
+                ],
+            },
+            "estimated_prompt_tokens": self.prompt_tokens,
+            "max_completion_tokens": self.max_tokens,
+            "shown": self.shown,
+            "notes": self.notes,
+        }
+
+
+def check(
+    source: Source,
+    options: RowOptions,
+    *,
+    batch_size: int = 256,
+    limit_problems: int = 20,
+    show: int = 0,
+    skip_invalid: bool = False,
+) -> CheckReport:
+    """Checks every row of ``source`` and keeps none.
+
+    Raises InputError where the options do not fit its columns; what is wrong with rows is in the report.
+    """
+    checking = Checking(
+        source,
+        options,
+        batch_size=batch_size,
+        limit_problems=limit_problems,
+        show=show,
+        skip_invalid=skip_invalid,
+    )
+    for _ in checking.rows():
+        pass
+    return checking.report
+
+
+class Checking:
+    """A pass over a source; ``report`` is complete when ``rows`` has ended.
+
+    Raises InputError at once where the options do not fit the source's columns.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        options: RowOptions,
+        *,
+        batch_size: int = 256,
+        limit_problems: int = 20,
+        show: int = 0,
+        skip_invalid: bool = False,
+    ) -> None:
+        self.report = CheckReport(source.name, batch_size, skip_invalid, notes=source.notes)
+        self._source = source
+        self._options = options
+        self._checker = RowChecker(options, source)
+        self._limit = limit_problems
+        self._show = show
+        self._ids = DuplicateFinder()
+        #: Where each file begins in the sequence of all lines, and its name.
+        self._starts: list[int] = []
+        self._files: list[str] = []
+
+    def rows(self) -> Iterator[CheckedRow]:
+        """The rows to stage. With ``skip_invalid``, bad ones are among them; without, none follows a bad one.
+
+        The whole source is read in any case, so that all its problems are found. Raises InputError for a
+        column that was named and that no row has; what is wrong with rows is in the report only.
+        """
+        report, lengths, starts = self.report, self.report.lengths, self._starts
+        file, start, position = "", 0, 0
+        for row in self._checked():
+            if row.file != file:
+                file, start = row.file, position
+                self._files.append(file)
+                starts.append(start)
+            position = start + row.line
+            report.rows += 1
+            report.result_rows += row.n
+            if row.custom_id is not None:
+                self._ids.add(row.custom_id, position)
+            if row.problem is not None:
+                report.invalid += 1
+                self._note(row.problem)
+            else:
+                report.max_tokens += row.max_tokens * row.n
+                chars = len(row.prompt) if row.prompt is not None else _chars(row.messages)
+                lengths.total += chars
+                lengths.bins[min(chars.bit_length(), _BINS - 1)] += 1
+                if chars > lengths.longest:
+                    lengths.longest = chars
+                if self._show > len(report.shown):
+                    report.shown.append(row.prompt if row.prompt is not None else row.messages or [])
+            if not report.total_problems or report.skip_invalid:
+                yield row
+        self._find_duplicates()
+        if not report.total_problems:
+            self._checker.finish()
+
+    def _checked(self) -> Iterator[CheckedRow]:
+        check = self._checker.check
+        try:
+            for item in self._source:
+                if isinstance(item, SourceRow):
+                    yield check(item)
+                else:
+                    yield error_row(item, self._options.sampling)
+        except SourceError as error:
+            for problem in error.problems:
+                self._note(problem, fatal=True)
+
+    def _note(self, problem: Problem, *, fatal: bool = False) -> None:
+        report = self.report
+        report.total_problems += 1
+        report.fatal += fatal
+        if len(report.problems) < self._limit:
+            report.problems.append(problem)
+
+    def _find_duplicates(self) -> None:
+        repeats, count = self._ids.repeats(max(self._limit, 1))
+        if not repeats:
+            return
+        ids = self._ids_at({position for pair in repeats for position in pair})
+        for position, earlier in repeats:
+            if ids and ids.get(position) != ids.get(earlier):
+                count -= 1
+                continue
+            (file, line), (first_file, first_line) = self._place(position), self._place(earlier)
+            name = f"id {ids[position]!r}" if ids else "the id"
+            first = f"line {first_line}" if first_file == file else f"{first_file}:{first_line}"
+            self._note(Problem(file, line, f"{name} repeats the one at {first}"), fatal=True)
+        hidden = max(0, count - len(repeats))
+        self.report.total_problems += hidden
+        self.report.fatal += hidden
+
+    def _ids_at(self, positions: set[int]) -> dict[int, str | None]:
+        """The ids of these lines, read once more; none where the source cannot be."""
+        if not self._source.rereadable:
+            return {}
+        places = {self._place(position): position for position in positions}
+        found: dict[int, str | None] = {}
+        for item in self._source:
+            position = places.get((item.file, item.line or 0))
+            if position is not None and isinstance(item, SourceRow):
+                found[position] = self._checker.check(item).custom_id
+                if len(found) == len(positions):
+                    break
+        return found
+
+    def _place(self, position: int) -> tuple[str, int]:
+        index = bisect_right(self._starts, position - 1) - 1
+        return self._files[index], position - self._starts[index]
+
+
+def _chars(messages: list[dict[str, Any]] | None) -> int:
+    return sum(len(message["content"]) for message in messages or ())

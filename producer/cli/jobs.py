@@ -1,0 +1,179 @@
+"""``status``, ``list``, ``watch``, ``cancel``, ``pause``, ``resume``, ``priority``, ``recover``: jobs in the store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from jobs.console import json_out
+from jobs.errors import ForeignStoreError, UnknownJobError
+from jobs.records import job_ids, read_job
+from jobs.recover import recover_all, recover_job
+from jobs.spec import JobStatus
+from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, with_flags
+from producer.cli.text import print_table, say, status_text
+from producer.cli.waiting import finish, wait_for
+from producer.connection import Connection
+from producer.status import job_status, list_jobs
+from producer.tend import cancel_job
+
+_EXAMPLE = "Example: promptmill {}"
+
+
+def add_commands(app: typer.Typer) -> None:
+    for name, command, example in (
+        ("status", status_command, "status job-0123456789abcdef --json"),
+        ("list", list_command, "list"),
+        ("watch", watch_command, "watch job-0123456789abcdef"),
+        ("cancel", cancel_command, "cancel job-0123456789abcdef"),
+        ("pause", pause_command, "pause job-0123456789abcdef"),
+        ("resume", resume_command, "resume job-0123456789abcdef"),
+        ("priority", priority_command, "priority job-0123456789abcdef 2"),
+        ("recover", recover_command, "recover"),
+    ):
+        app.command(name, epilog=_EXAMPLE.format(example))(command)
+
+
+@contextmanager
+def opened(place: PlaceFlags, job: str | None = None) -> Iterator[Connection]:
+    """A connection; an unknown ``job`` is told apart from a look at the wrong store."""
+    connection = Connection(place.settings())
+    try:
+        if job is not None:
+            _check_known(connection, job)
+        yield connection
+    finally:
+        connection.close()
+
+
+def _check_known(connection: Connection, job: str) -> None:
+    """Raises UnknownJobError, or ForeignStoreError where this Redis works for other stores alone."""
+    try:
+        read_job(connection.store, job)
+    except UnknownJobError:
+        others = {uri for store, uri in connection.ledger.stores().items() if store != connection.store.id}
+        if others and next(job_ids(connection.store), None) is None:
+            raise ForeignStoreError(
+                f"no job {job!r}: the store {connection.store.uri} has no jobs, but this Redis also serves "
+                f"{', '.join(sorted(others))}; set PROMPTMILL_STORE (or --store) to the one you mean"
+            ) from None
+        raise
+
+
+@with_flags(place=PlaceFlags)
+def status_command(job: JobArgument, place: PlaceFlags, as_json: JsonFlag = False) -> None:
+    """Counts, rate, ETA and errors of a job."""
+    with opened(place, job) as connection:
+        _print(job_status(connection, job), as_json)
+
+
+@with_flags(place=PlaceFlags)
+def list_command(place: PlaceFlags, as_json: JsonFlag = False) -> None:
+    """All jobs of the store, newest first."""
+    with opened(place) as connection:
+        found = list_jobs(connection)
+    if as_json:
+        json_out([status.to_json() for status in found])
+        return
+    if not found:
+        say("no jobs yet; `promptmill submit SOURCE --model NAME` makes one")
+        return
+    table = Table("job", "status", "model", "rows", "failed", "created", box=None, pad_edge=False)
+    for status in found:
+        ended = f"{status.rows.ended:,}/{status.rows.total:,}"
+        created = f"{status.created_at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(status.id, status.status.value, status.model, ended, f"{status.rows.failed:,}", created)
+    print_table(table)
+
+
+@with_flags(place=PlaceFlags)
+def watch_command(
+    job: JobArgument,
+    place: PlaceFlags,
+    allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Failed rows are no failure.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a job's progress until it has ended. Ctrl-C leaves it running."""
+    with opened(place, job) as connection:
+        status = wait_for(connection, job)
+        if as_json:
+            json_out(status.to_json())
+        elif status.results:
+            sys.stdout.write(status.results + "\n")
+    finish(status, allow_failed)
+
+
+@with_flags(place=PlaceFlags)
+def cancel_command(job: JobArgument, place: PlaceFlags, as_json: JsonFlag = False) -> None:
+    """Stop a job; rows that are finished stay in its results."""
+    with opened(place, job) as connection:
+        _print(cancel_job(connection, job), as_json)
+
+
+@with_flags(place=PlaceFlags)
+def pause_command(job: JobArgument, place: PlaceFlags, as_json: JsonFlag = False) -> None:
+    """Start no more batches of a job; those that run are finished."""
+    with opened(place, job) as connection:
+        job_status(connection, job)
+        connection.ledger.pause(job)
+        _print(job_status(connection, job), as_json)
+
+
+@with_flags(place=PlaceFlags)
+def resume_command(job: JobArgument, place: PlaceFlags, as_json: JsonFlag = False) -> None:
+    """Go on with a paused job."""
+    with opened(place, job) as connection:
+        model = job_status(connection, job).model
+        connection.ledger.resume(job)
+        connection.send_first_permits(model)
+        _print(job_status(connection, job), as_json)
+
+
+@with_flags(place=PlaceFlags)
+def priority_command(
+    job: JobArgument,
+    priority: Annotated[int, typer.Argument(metavar="N", help="-5 to 5; each step doubles the job's share.")],
+    place: PlaceFlags,
+    as_json: JsonFlag = False,
+) -> None:
+    """Give a job a larger or smaller share of the workers (a negative N goes behind --)."""
+    with opened(place, job) as connection:
+        job_status(connection, job)
+        connection.ledger.priority(job, priority)
+        _print(job_status(connection, job), as_json)
+
+
+@with_flags(place=PlaceFlags)
+def recover_command(
+    place: PlaceFlags,
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Default: all jobs.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Rebuild the state in Redis from the store; what is there already is kept."""
+    with opened(place) as connection:
+        if job is not None:
+            restored = [job] if recover_job(connection.store, connection.ledger, job) else []
+            damaged: list[str] = []
+        else:
+            found = recover_all(connection.store, connection.ledger)
+            restored, damaged = found.restored, found.damaged
+        for model in {read_job(connection.store, name).spec.model for name in restored}:
+            connection.send_first_permits(model)
+    if as_json:
+        json_out({"restored": restored, "damaged": damaged})
+        return
+    say(f"{len(restored)} jobs live; pauses and changed priorities live in Redis alone and are lost with it")
+    for name in damaged:
+        say(f"job {name} is left alone: its record cannot be read")
+
+
+def _print(status: JobStatus, as_json: bool) -> None:
+    if as_json:
+        json_out(status.to_json())
+    else:
+        sys.stdout.write(status_text(status))

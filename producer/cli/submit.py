@@ -1,0 +1,140 @@
+"""``check`` and ``submit``: what begins with a source."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from jobs.console import json_out
+from jobs.layout import results_prefix
+from jobs.spec import JobSpec
+from producer.check import check
+from producer.cli.flags import (
+    JobFlags,
+    JsonFlag,
+    PlaceFlags,
+    PromptFlags,
+    SamplingFlags,
+    SourceArgument,
+    with_flags,
+)
+from producer.cli.text import problems_text, report_text, say, staging
+from producer.cli.waiting import finish, wait_for
+from producer.connection import Connection
+from producer.sources import open_source
+from producer.submit import Submitted
+from producer.submit import submit as submit_source
+
+_EXAMPLE = "Example: promptmill {} products.csv --template 'Write about {{title}}' {}"
+
+ModelFlag = Annotated[str, typer.Option("--model", metavar="NAME", help="The name that workers serve the model by.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command("check", epilog=_EXAMPLE.format("check", "--show 2"))(check_command)
+    app.command("submit", epilog=_EXAMPLE.format("submit", "--model copy --max-tokens 80"))(submit_command)
+
+
+@with_flags(prompts=PromptFlags, sampling=SamplingFlags)
+def check_command(
+    source: SourceArgument,
+    prompts: PromptFlags,
+    sampling: SamplingFlags,
+    show: Annotated[int, typer.Option(min=0, help="Print this many rendered prompts.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 256,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Bad rows are no reason to fail.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Validate every row of SOURCE; nothing is enqueued."""
+    options = prompts.row_options(sampling.params())
+    started = time.perf_counter()
+    report = check(
+        open_source(source, format=prompts.source_format),
+        options,
+        batch_size=batch_size,
+        show=show,
+        skip_invalid=skip_invalid,
+        limit_problems=10_000 if as_json else 20,
+    )
+    if as_json:
+        json_out(report.to_json())
+    else:
+        sys.stdout.write(report_text(report, time.perf_counter() - started))
+    if not report.ok:
+        if not as_json:
+            say(problems_text(report.problems, report.total_problems))
+        raise typer.Exit(2)
+
+
+@with_flags(prompts=PromptFlags, sampling=SamplingFlags, job=JobFlags, place=PlaceFlags)
+def submit_command(
+    source: SourceArgument,
+    model: ModelFlag,
+    prompts: PromptFlags,
+    sampling: SamplingFlags,
+    job: JobFlags,
+    place: PlaceFlags,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch the job until it has ended.")] = False,
+    allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Failed rows are no failure.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check SOURCE, stage it, and enqueue it as a job; prints the job's id."""
+    connection = Connection(place.settings(), create=True)
+    try:
+        spec = job.spec(model, sampling.params(), prompts)
+        submitted = start_job(connection, source, spec, prompts, job)
+        _tell(connection, submitted)
+        if as_json and not wait:
+            json_out(submitted.to_json(connection.store))
+        elif not as_json:
+            sys.stdout.write(submitted.job.id + "\n")
+            sys.stdout.flush()
+        if wait:
+            status = wait_for(connection, submitted.job.id)
+            if as_json:
+                json_out(status.to_json())
+            finish(status, allow_failed)
+    finally:
+        connection.close()
+
+
+def start_job(
+    connection: Connection, source: str, spec: JobSpec, prompts: PromptFlags, job: JobFlags
+) -> Submitted:
+    """Submit ``source`` with the flags of a command line; bad rows that were skipped are told on stderr."""
+    opened = open_source(source, format=prompts.source_format)
+    with staging() as progress:
+        submitted = submit_source(
+            connection,
+            opened,
+            prompts.row_options(spec.sampling),
+            spec,
+            job_id=job.job_id,
+            skip_invalid=job.skip_invalid,
+            again=job.again,
+            progress=progress,
+        )
+    report = submitted.report
+    for note in report.notes:
+        say(f"note: {note}")
+    if report.problems:
+        say(problems_text(report.problems, report.total_problems))
+        say(f"{report.invalid:,} bad rows go on as error rows (--skip-invalid)")
+    return submitted
+
+
+def _tell(connection: Connection, submitted: Submitted) -> None:
+    """What people should know about a job that was just submitted."""
+    job = submitted.job
+    if submitted.ended:
+        say(f"This work has already ended: {connection.store.locate(results_prefix(job.id))}; --again runs it anew.")
+    elif submitted.existed:
+        say(f"This work was submitted before and goes on; `promptmill watch {job.id}` shows it.")
+    elif not any(worker.model == job.spec.model for worker in connection.ledger.workers()):
+        say(
+            f"warning: no live worker serves {job.spec.model!r}; the job waits for "
+            f"`promptmill-worker start --model {job.spec.model}=PATH_OR_ID`"
+        )

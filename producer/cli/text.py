@@ -1,0 +1,119 @@
+"""What commands print for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import orjson
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from jobs.errors import Problem
+from jobs.spec import JobStatus
+from producer.check import CHARS_PER_TOKEN, CheckReport
+
+_BAR = 32
+
+
+def say(text: str) -> None:
+    """One line for people, on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout, as wide as it needs where that is no terminal."""
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+
+
+def problems_text(problems: list[Problem], total: int) -> str:
+    lines = [f"error: {problem}" for problem in problems]
+    if total > len(problems):
+        lines.append(f"... and {total - len(problems):,} more")
+    return "\n".join(lines)
+
+
+def report_text(report: CheckReport, seconds: float) -> str:
+    """What ``check`` prints."""
+    rate = report.rows / max(seconds, 1e-9)
+    lines = [
+        f"{report.source}: {report.rows:,} rows, {report.batches:,} batches of {report.batch_size}, "
+        f"{report.invalid:,} bad  ({seconds:.1f} s, {rate:,.0f} rows/s)",
+        f"prompts: about {report.prompt_tokens:,} tokens (estimated at {CHARS_PER_TOKEN} characters each); "
+        f"outputs: {report.max_tokens:,} tokens at most",
+    ]
+    histogram = report.lengths.histogram()
+    if histogram:
+        lines.append("prompt length in characters:")
+        most = max(rows for _, _, rows in histogram)
+        for low, high, rows in histogram:
+            lines.append(f"{low:>10,} to {high:<10,} {'█' * max(1, round(_BAR * rows / most)) if rows else '':{_BAR}} {rows:,}")
+    lines += [f"note: {note}" for note in report.notes]
+    for number, shown in enumerate(report.shown, start=1):
+        text = shown if isinstance(shown, str) else orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
+        lines += [f"--- prompt {number}", text]
+    return "\n".join(lines) + "\n"
+
+
+def head_text(batches: Iterator[pa.RecordBatch]) -> str:
+    """A few result rows for people."""
+    lines = []
+    for batch in batches:
+        for row in batch.to_pylist():
+            name = row["custom_id"] if row["custom_id"] is not None else f"row {row['row_index']}"
+            what = row["text"] if row["status"] == "ok" else f"[{row['status']}: {row['error_message'] or row['error_code']}]"
+            lines.append(f"{name}: {what.strip()}")
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def status_text(status: JobStatus) -> str:
+    """What ``status`` prints."""
+    rows, batches = status.rows, status.batches
+    pairs = [
+        ("job", status.id),
+        ("status", status.status.value + (f" ({status.reason})" if status.reason else "")),
+        ("model", status.model),
+        ("rows", f"{rows.ended:,} of {rows.total:,} ended: {rows.completed:,} completed, {rows.failed:,} failed, "
+                 f"{rows.cancelled:,} cancelled, {rows.expired:,} expired"),
+        ("batches", f"{batches.done:,} of {batches.total:,} done, {batches.running:,} running"),
+        ("tokens", f"{status.tokens.prompt:,} in, {status.tokens.completion:,} out"),
+        ("rate", f"{status.rate.rows_per_s:,.1f} rows/s, {status.rate.tokens_per_s:,.0f} tokens/s"),
+    ]  # fmt: skip
+    if status.running.rows:
+        pairs.append(("in hand", f"{status.running.rows:,} rows, {status.running.tokens:,} tokens generated"))
+    if status.eta_s is not None:
+        pairs.append(("ETA", f"{status.eta_s:,.0f} s"))
+    pairs += [(f"error {code}", f"{count:,}") for code, count in sorted(status.errors.items())]
+    if status.labels:
+        pairs.append(("labels", ", ".join(f"{key}={value}" for key, value in status.labels.items())))
+    if status.deadline:
+        pairs.append(("deadline", status.deadline.isoformat()))
+    pairs.append(("store", status.store))
+    if status.results:
+        pairs.append(("results", status.results))
+    width = max(len(name) for name, _ in pairs)
+    return "".join(f"{name:<{width}}  {value}\n" for name, value in pairs)
+
+
+@contextmanager
+def staging() -> Iterator[Callable[[int], None]]:
+    """Shows on a terminal how many rows were staged so far."""
+    shown = False
+
+    def show(rows: int) -> None:
+        nonlocal shown
+        if sys.stderr.isatty():
+            shown = True
+            sys.stderr.write(f"\rstaged {rows:,} rows")
+            sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

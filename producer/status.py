@@ -1,0 +1,112 @@
+"""The status of jobs: from the ledger while they live, from their manifests after that."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from jobs import layout
+from jobs.errors import DamagedFileError, UnknownJobError
+from jobs.ledger import JobState
+from jobs.records import job_ids, read_job, read_manifest
+from jobs.recover import recover_job
+from jobs.spec import BatchCounts, JobFile, JobStatus, Rate, RowCounts, Running, Status, TokenCounts
+from producer.connection import Connection
+
+
+def job_status(connection: Connection, job: str) -> JobStatus:
+    """Raises UnknownJobError, InputError (no id), UnavailableError."""
+    state = connection.ledger.job(job)
+    if state is not None:
+        return _of_state(connection, state)
+    record = read_job(connection.store, job)
+    manifest = read_manifest(connection.store, job)
+    if manifest is not None:
+        return _of_manifest(connection, record, manifest)
+    # Accepted, but unknown to the ledger: Redis was emptied, or the producer died before telling it.
+    recover_job(connection.store, connection.ledger, job)
+    connection.send_first_permits(record.spec.model)
+    state = connection.ledger.job(job)
+    if state is None:
+        raise UnknownJobError(f"job {job!r} was deleted while its status was read")
+    return _of_state(connection, state)
+
+
+def list_jobs(connection: Connection) -> list[JobStatus]:
+    """All jobs of the store, newest first. Jobs whose record is damaged are left out."""
+    states = {state.id: _of_state(connection, state) for state in connection.ledger.jobs()}
+    for job in job_ids(connection.store):
+        if job not in states:
+            try:
+                states[job] = job_status(connection, job)
+            except (DamagedFileError, UnknownJobError):
+                continue
+    return sorted(states.values(), key=lambda status: status.created_at, reverse=True)
+
+
+def _of_state(connection: Connection, state: JobState) -> JobStatus:
+    rows = RowCounts(
+        total=state.total,
+        completed=state.completed,
+        failed=state.failed,
+        cancelled=state.cancelled,
+        expired=state.expired,
+    )
+    return JobStatus(
+        id=state.id,
+        status=state.status,
+        model=state.model,
+        labels=state.labels,
+        priority=state.priority,
+        created_at=_time(state.created_at),
+        started_at=_time(state.started_at) if state.started_at else None,
+        ended_at=_time(state.ended_at) if state.ended_at else None,
+        deadline=_time(state.deadline) if state.deadline else None,
+        rows=rows,
+        batches=BatchCounts(total=state.batches, done=state.done, running=state.running),
+        tokens=TokenCounts(prompt=state.prompt_tokens, completion=state.completion_tokens),
+        running=Running(rows=state.running_rows, tokens=state.running_tokens),
+        rate=Rate(rows_per_s=round(state.rows_per_s, 3), tokens_per_s=round(state.tokens_per_s, 3)),
+        eta_s=_eta(state),
+        errors=state.errors,
+        reason=state.reason,
+        store=connection.store.uri,
+        results=_results(connection, state.id) if state.status.ended else None,
+    )
+
+
+def _eta(state: JobState) -> float | None:
+    """Seconds to go at the current rate; rows that running batches have generated already count as done."""
+    if state.status is not Status.IN_PROGRESS or state.rows_per_s <= 0:
+        return None
+    ended = state.completed + state.failed + state.cancelled + state.expired + state.running_rows
+    return round(max(0, state.total - ended) / state.rows_per_s, 1)
+
+
+def _of_manifest(connection: Connection, record: JobFile, manifest: dict[str, object]) -> JobStatus:
+    return JobStatus.model_validate(
+        {
+            "id": record.id,
+            "status": manifest["status"],
+            "model": record.spec.model,
+            "labels": record.spec.labels,
+            "priority": record.spec.priority,
+            "created_at": record.created_at,
+            "ended_at": manifest["ended_at"],
+            "deadline": record.spec.deadline,
+            "rows": manifest["rows"],
+            "batches": {"total": record.batches, "done": record.batches, "running": 0},
+            "tokens": manifest["tokens"],
+            "errors": manifest["errors"],
+            "store": connection.store.uri,
+            "results": _results(connection, record.id),
+        },
+        strict=False,
+    )
+
+
+def _results(connection: Connection, job: str) -> str:
+    return connection.store.locate(layout.results_prefix(job))
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

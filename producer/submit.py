@@ -1,0 +1,169 @@
+"""The producer's half of a prompt's path: check, stage, accept, enqueue."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jobs import __version__, layout
+from jobs.errors import InputError, JobConflictError, NotFoundError
+from jobs.prompts import write_batch
+from jobs.records import has_ended, read_job
+from jobs.recover import recover_job
+from jobs.spec import JobFile, JobSpec, check_job_id, default_job_id, now
+from jobs.store import Store
+from producer.batches import BatchBuilder
+from producer.check import Checking, CheckReport
+from producer.connection import Connection
+from producer.rows import RowOptions
+from producer.sources import Source
+
+_log = logging.getLogger(__name__)
+
+#: Called with the rows staged so far.
+StageProgress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job in the store. ``existed`` says that the same work was accepted before, ``ended`` that it is done."""
+
+    job: JobFile
+    report: CheckReport
+    existed: bool
+    ended: bool
+
+    def to_json(self, store: Store) -> dict[str, Any]:
+        """What ``submit --json`` prints."""
+        return {
+            "id": self.job.id,
+            "rows": self.job.rows,
+            "batches": self.job.batches,
+            "invalid": self.job.invalid,
+            "store": store.uri,
+            "existed": self.existed,
+            "ended": self.ended,
+        }
+
+
+def submit(
+    connection: Connection,
+    source: Source,
+    options: RowOptions,
+    spec: JobSpec,
+    *,
+    job_id: str | None = None,
+    skip_invalid: bool = False,
+    again: bool = False,
+    progress: StageProgress = lambda rows: None,
+) -> Submitted:
+    """Check and stage the rows of ``source``, accept them as a job, and start its permits.
+
+    Nothing is accepted unless every row is good, or ``skip_invalid`` and some are. Raises SourceError,
+    InputError, JobConflictError, UnavailableError.
+    """
+    if job_id is not None:
+        check_job_id(job_id)
+    connection.ledger.ping()
+    stage = f"{now():%Y%m%d}-{secrets.token_hex(8)}"
+    try:
+        staged, report = _stage(connection.store, source, options, spec, stage, skip_invalid, progress)
+        job, existed = _accept(connection.store, staged, job_id, again)
+    except BaseException:
+        discard_stage(connection.store, stage)
+        raise
+    if existed:
+        discard_stage(connection.store, stage)
+    ended = has_ended(connection.store, job.id)
+    if not ended:
+        enqueue(connection, job, existed)
+    return Submitted(job, report, existed, ended)
+
+
+def enqueue(connection: Connection, job: JobFile, existed: bool = False) -> None:
+    """Tell the ledger of an accepted job and start its chain of permits.
+
+    A ledger that cannot be told any more learns of the job from the next upkeep: it is accepted all the same.
+    """
+    if existed and connection.ledger.job(job.id) is None:
+        recover_job(connection.store, connection.ledger, job.id)
+    else:
+        connection.ledger.accept(job)
+    connection.send_first_permits(job.spec.model)
+
+
+def discard_stage(store: Store, stage: str) -> None:
+    """Remove the files of a stage that no job names."""
+    try:
+        store.delete([item.path for item in store.list(layout.stage_prefix(stage))])
+    except Exception as error:
+        # The failure that led here matters more; upkeep removes stages that no job names.
+        _log.debug("stage %s is left behind: %s", stage, error)
+
+
+def _stage(
+    store: Store,
+    source: Source,
+    options: RowOptions,
+    spec: JobSpec,
+    stage: str,
+    skip_invalid: bool,
+    progress: StageProgress,
+) -> tuple[JobFile, CheckReport]:
+    """Write the input batches; the job as it would be accepted, under its default id."""
+    checking = Checking(source, options, batch_size=spec.batch_size, skip_invalid=skip_invalid)
+    builder = BatchBuilder(spec.batch_size, source.types)
+    for batch in builder.batches(checking.rows()):
+        if not store.put_if_absent(layout.input_batch(stage, batch.index), write_batch(batch.table)):
+            raise InputError(f"stage {stage} is in use by another submit")
+        progress(builder.totals.rows)
+    checking.report.raise_if_bad()
+    digest, totals = builder.digest(spec.identity()), builder.totals
+    job = JobFile(
+        id=default_job_id(digest),
+        stage=stage,
+        created_at=now(),
+        spec=spec,
+        digest=digest,
+        rows=totals.rows,
+        result_rows=totals.result_rows,
+        batches=totals.batches,
+        invalid=totals.invalid,
+        max_tokens_total=totals.max_tokens,
+        columns=builder.columns(),
+        producer_version=__version__,
+    )
+    return job, checking.report
+
+
+def _accept(store: Store, staged: JobFile, job_id: str | None, again: bool) -> tuple[JobFile, bool]:
+    """Put the job's record: the job, and whether it was there before. Raises JobConflictError."""
+    first = job_id or staged.id
+    attempt = 1
+    while True:
+        name = first if attempt == 1 else f"{first}-{attempt}"
+        found = _put_job(store, staged.model_copy(update={"id": check_job_id(name)}))
+        if found is None:
+            return read_job(store, name), False
+        if found.digest != staged.digest:
+            raise JobConflictError(
+                f"job id {name!r} is taken by other work in {store.uri}: choose another --job-id"
+            )
+        if not again or not has_ended(store, name):
+            return found, True
+        attempt += 1
+
+
+def _put_job(store: Store, job: JobFile) -> JobFile | None:
+    """Accept ``job``; None if that was done, else the job that has its id already. Raises JobConflictError."""
+    if store.exists(layout.tombstone_file(job.id)):
+        raise JobConflictError(f"job id {job.id!r} was used by a job that is deleted: choose another --job-id")
+    if store.put_if_absent(layout.job_file(job.id), job.to_bytes()):
+        return None
+    try:
+        return read_job(store, job.id)
+    except NotFoundError:
+        raise JobConflictError(f"job {job.id!r} is being deleted: try again, or choose another --job-id") from None

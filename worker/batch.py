@@ -1,0 +1,198 @@
+"""The path of one permit through a worker: claim, generate, commit."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from jobs.errors import DamagedFileError, UnavailableError, UnknownJobError
+from jobs.finalize import batch_rows, finalize, lost_batch, read_input
+from jobs.ledger import FINALIZE, Claim, LeaseState
+from jobs.parts import commit_part, find_part
+from jobs.prompts import InputBatch, Prompt
+from jobs.records import read_job
+from jobs.recover import recover_job
+from jobs.results import PartCounts, ResultRow, write_part
+from jobs.spec import JobFile, default_seed
+from worker.context import WorkerContext
+from worker.engine.request import Completion, Request
+from worker.heartbeat import HeldLease
+from worker.models import TokenizeError
+
+_log = logging.getLogger(__name__)
+
+#: The row status of rows that a lease's state took away.
+_STOPPED = {LeaseState.CANCELLED: "cancelled", LeaseState.EXPIRED: "expired"}
+
+
+class LeaseLostError(Exception):
+    """Raised when the work of a lease is to be dropped: another has it, or this process is ending."""
+
+
+def run_permit(worker: WorkerContext) -> None:
+    """Use one permit: run one batch, or end one job, whichever the ledger hands out."""
+    if not worker.wait_for_room():
+        return
+    claim = worker.ledger.claim(worker.info())
+    if claim is None:
+        return
+    lease = worker.leases.hold(claim)
+    try:
+        if claim.more:
+            worker.permits.send(worker.model)
+        if claim.kind == FINALIZE:
+            end_job(worker, claim, lease)
+        else:
+            run_batch(worker, claim, lease)
+    except UnavailableError as error:
+        _log.warning("job %s batch %d is handed back: %s", claim.job, claim.batch, error)
+        _release(worker, claim)
+    except LeaseLostError:
+        _release(worker, claim)
+    except BaseException:
+        _release(worker, claim)
+        raise
+    finally:
+        worker.leases.let_go(lease)
+
+
+def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease) -> None:
+    """Generate a claimed batch and commit its part. Raises LeaseLostError, UnavailableError."""
+    job = read_job(worker.store, claim.job)
+    part = find_part(worker.store, job.stage, claim.batch)
+    if part is None:
+        part = commit_part(worker.store, job.stage, claim.batch, generate(worker, job, claim, lease))
+    _finish(worker, job, claim, part.counts)
+
+
+def generate(worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease) -> bytes:
+    """The part of a batch, generated."""
+    try:
+        source = read_input(worker.store, job, claim.batch)
+    except DamagedFileError as error:
+        return lost_batch(job, claim.batch, str(error))
+    rows = [row for pending in _submit(worker, job, source, lease) for row in [_collect(worker, job, pending, lease)]]
+    for row in rows:
+        row.model, row.model_revision = job.spec.model, worker.registration.revision
+        row.attempt, row.worker = claim.attempt, worker.registration.id
+    return write_part(rows, source.columns, job.columns, batch_rows(job, claim.batch).start)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """One result row on its way: refused already, or in the engine."""
+
+    prompt: Prompt
+    sample: int
+    seed: int
+    future: Future[Completion] | None
+    code: str | None = None
+    message: str | None = None
+
+
+def _submit(worker: WorkerContext, job: JobFile, source: InputBatch, lease: HeldLease) -> list[_Pending]:
+    """Hand all samples of all rows to the engine; a row that cannot be encoded is refused here."""
+    pending = []
+    for prompt in source.prompts:
+        ids: list[int] = []
+        code, message = prompt.error_code, prompt.error_message
+        if code is None:
+            try:
+                ids = encode(worker, prompt)
+            except TokenizeError as error:
+                code, message = str(error.code), str(error)
+        for sample in range(prompt.sampling.n):
+            given = prompt.sampling.seed
+            seed = given if given is not None else default_seed(job.id, prompt.row_index, sample)
+            future = None
+            if code is None:
+                request = Request(job.id, ids, prompt.sampling, seed, sample)
+                request.cancelled = lease.state is not LeaseState.HELD
+                lease.requests.append(request)
+                future = worker.engine.submit(request)
+            pending.append(_Pending(prompt, sample, seed, future, code, message))
+    return pending
+
+
+def encode(worker: WorkerContext, prompt: Prompt) -> list[int]:
+    """The token ids of a row: its prompt as it is, or its messages through the model's chat template."""
+    if prompt.messages is not None:
+        return worker.tokenizer.render(prompt.messages)
+    return worker.tokenizer.encode(prompt.prompt or "")
+
+
+def _collect(worker: WorkerContext, job: JobFile, pending: _Pending, lease: HeldLease) -> ResultRow:
+    """Wait for one row. Raises LeaseLostError when the work is to be dropped."""
+    prompt = pending.prompt
+    row = ResultRow(prompt.row_index, pending.sample, prompt.custom_id, "ok", seed=pending.seed)
+    if pending.future is None:
+        return _failed(row, pending.code, pending.message)
+    completion = _wait(worker, pending.future, lease)
+    row.prompt_tokens, row.completion_tokens = completion.prompt_tokens, len(completion.token_ids)
+    row.started_at, row.finished_at = completion.started_at, completion.finished_at
+    if completion.cancelled:
+        row.status, row.completion_tokens = _STOPPED.get(lease.state, "cancelled"), None
+        return row
+    if completion.error_code is not None:
+        return _failed(row, completion.error_code, completion.error_message)
+    row.text, row.finish_reason = completion.text, completion.finish_reason
+    row.mean_logprob = completion.mean_logprob
+    lease.rows_done, lease.tokens = lease.rows_done + 1, lease.tokens + len(completion.token_ids)
+    return row
+
+
+def _failed(row: ResultRow, code: str | None, message: str | None) -> ResultRow:
+    row.status, row.finish_reason = "error", "error"
+    row.error_code, row.error_message = str(code), message
+    return row
+
+
+def _wait(worker: WorkerContext, future: Future[Completion], lease: HeldLease) -> Completion:
+    while True:
+        if worker.abandoned.is_set() or lease.state is LeaseState.LOST:
+            for request in lease.requests:
+                request.cancelled = True
+            raise LeaseLostError
+        try:
+            return future.result(timeout=0.5)
+        except TimeoutError:
+            if future.done():
+                raise
+
+
+def end_job(worker: WorkerContext, claim: Claim, lease: HeldLease) -> None:
+    """Publish the dataset of a job whose batches are all done, cancelled or expired."""
+    job = read_job(worker.store, claim.job)
+
+    def alive() -> None:
+        if lease.state is LeaseState.LOST or worker.abandoned.is_set():
+            raise LeaseLostError
+
+    try:
+        counts = finalize(worker.store, job, claim.ending, alive=alive)
+    except DamagedFileError as error:
+        _log.error("job %s cannot be finalized: %s", job.id, error)
+        worker.ledger.fail(job.id, str(error))
+        return
+    worker.ledger.finalized(job.id, claim.ending, counts, claim.token)
+    _log.info("job %s ended: %s, %d rows", job.id, claim.ending, counts.rows)
+
+
+def _finish(worker: WorkerContext, job: JobFile, claim: Claim, counts: PartCounts) -> None:
+    """Tell the ledger; one that has forgotten the job learns it from the store, this part included."""
+    try:
+        finished = worker.ledger.finish(job.id, claim.batch, claim.token, counts)
+    except UnknownJobError:
+        recover_job(worker.store, worker.ledger, job.id)
+        return
+    if finished.finalize:
+        worker.permits.send(worker.model)
+
+
+def _release(worker: WorkerContext, claim: Claim) -> None:
+    """Hand a lease back at once; if that cannot be said, its expiry says it."""
+    try:
+        worker.ledger.release(claim.job, claim.batch, claim.token)
+    except UnavailableError as error:
+        _log.warning("job %s batch %d: its lease will expire by itself: %s", claim.job, claim.batch, error)

@@ -1,0 +1,111 @@
+"""``promptmill-worker``: serve a model, or check that this machine could."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Literal
+
+import typer
+
+from jobs.console import EPILOG_NEWLINES, json_out, run_app, setup_logging
+from jobs.errors import InputError
+from jobs.settings import Settings
+from jobs.spec import split_model
+
+app = typer.Typer(
+    name="promptmill-worker",
+    help="Serve a model to the jobs of a Promptmill store.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str,
+    typer.Option("--model", metavar="NAME[=PATH_OR_ID]", help="The name that jobs ask for, and where its weights are."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[str, typer.Option(help="auto (float32 on cpu, bfloat16 on cuda), float32, bfloat16, float16.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model ships.")]
+
+
+@app.command(epilog=f"Example:{EPILOG_NEWLINES}promptmill-worker start --model copy=./my-model --concurrency 4")
+def start(
+    model: Model,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Batches in hand at once.")] = 4,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=16, help="Rows x (longest prompt + longest output) of one padded batch.")
+    ] = None,
+    max_rows: Annotated[int, typer.Option(min=1, max=4096, help="Rows in one padded batch.")] = 32,
+    engine: Annotated[str, typer.Option(help="auto or padded; inflight is not in this version.")] = "auto",
+    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM gives the running batches.")] = 30.0,
+    trust_remote_code: TrustRemoteCode = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch (default: its own choice).")] = None,
+) -> None:
+    """Serve a model until SIGTERM: the running batches get a grace period, then they are handed back."""
+    from worker.app import WorkerOptions, run_worker
+
+    settings = Settings.load()
+    setup_logging(settings)
+    name, source = split_model(model)
+    _check_engine(engine)
+    _set_threads(threads)
+    options = WorkerOptions(
+        model=name,
+        source=source,
+        concurrency=concurrency,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        max_batch_tokens=max_batch_tokens,
+        max_rows=max_rows,
+        metrics_port=metrics_port,
+        grace_s=grace,
+        trust_remote_code=trust_remote_code,
+    )
+    run_worker(settings, options)
+
+
+@app.command(epilog=f"Example:{EPILOG_NEWLINES}promptmill-worker doctor --model gpt2")
+def doctor(
+    model: Model,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Load a model and generate one prompt: device, dtype, context, memory."""
+    from worker.doctor import examine
+
+    settings = Settings.load()
+    setup_logging(settings)
+    name, source = split_model(model)
+    report: dict[str, Any] = examine(name, source, device, dtype, trust_remote_code)
+    if as_json:
+        json_out(report)
+        return
+    for key, value in report.items():
+        sys.stdout.write(f"{key:>16}  {value}\n")
+
+
+def _check_engine(engine: str) -> Literal["padded"]:
+    if engine == "inflight":
+        raise InputError("--engine inflight is not in this version; use --engine padded (what auto picks)")
+    if engine not in ("auto", "padded"):
+        raise InputError(f"--engine {engine!r}: use auto or padded")
+    return "padded"
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    run_app(app)

@@ -1,0 +1,1 @@
+"""Generation. Imports neither celery nor redis: the engine knows requests and completions, no jobs."""

@@ -1,0 +1,320 @@
+"""Static padded batches over ``model.generate``.
+
+``PaddedEngine.step`` is the whole of it: the scheduler picks rows of similar length, one call of ``generate``
+runs them, and rows retire as they end. ``generate`` only keeps the loop and the cache: which token comes next
+is our sampler's choice, handed over through one logits processor, and when a row has ended is ours to say
+through one stopping criterion. So rows of different jobs with different parameters share a batch.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from jobs.spec import RowError
+from worker.engine import padding
+from worker.engine.failures import Failure, classify
+from worker.engine.padding import context_of
+from worker.engine.request import Completion, EngineLimits, EngineStats, Request
+from worker.engine.row import Row, RowTokenizer
+from worker.engine.sampler import Sampler, only
+from worker.engine.scheduler import PaddedScheduler
+
+log = logging.getLogger(__name__)
+
+
+class EngineDied(Exception):
+    """Raised to those who wait for an engine whose device failed; the process has to be replaced."""
+
+
+class PaddedEngine:
+    """Generates with any causal language model of transformers. Owns the model and its device.
+
+    ``limits.max_batch_tokens`` is where it begins: running out of memory halves it for good.
+    """
+
+    def __init__(self, model: Any, tokenizer: RowTokenizer, limits: EngineLimits) -> None:
+        # Beyond its context a model fails, on CUDA so that the process ends.
+        self.limits = replace(limits, max_length=min(limits.max_length, context_of(model.config) or limits.max_length))
+        self._model = model
+        self._tokenizer = tokenizer
+        self._eos_ids = padding.take_over_generation(model, tokenizer.eos_id)
+        self._vocabulary = model.get_input_embeddings().num_embeddings
+        self._pad_id = padding.usable_pad_id(tokenizer.pad_id, self._eos_ids, self._vocabulary)
+        #: False if padding changes what the model computes; then only prompts of one length share a batch.
+        self.pads = padding.is_harmless(model, self._pad_id)
+        self.scheduler: PaddedScheduler[Row] = PaddedScheduler(
+            limits.max_rows, limits.max_batch_tokens, equal_prompts=not self.pads
+        )
+        self._counters = _Counters()
+        self._running: list[Row] = []
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        #: What the engine died of, if it did.
+        self.failure: BaseException | None = None
+
+    def submit(self, request: Request) -> Future[Completion]:
+        row = Row(request, self._tokenizer, self._eos_ids, self.limits.max_length)
+        with self._wake:
+            if self.failure is not None:
+                row.future.set_exception(_died_of(self.failure))
+            elif self._closing:
+                row.cancel()
+            elif not row.refuse_if_unfit(self._vocabulary):
+                self.scheduler.add(row)
+                self._wake.notify()
+        return row.future
+
+    def step(self) -> bool:
+        """Generate one batch to its end."""
+        self._drop_cancelled()
+        with self._wake:
+            batch = self._running = self.scheduler.next_batch()
+        if not batch:
+            return False
+        try:
+            self._run(batch)
+        except BaseException as error:
+            self._die(error)
+            raise
+        finally:
+            self._running = []
+        return True
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+        for row in self._take_all():
+            row.cancel()
+
+    def stats(self) -> EngineStats:
+        running = sum(not row.done for row in self._running)
+        return self._counters.snapshot(running, len(self.scheduler))
+
+    @property
+    def rows_in_hand(self) -> int:
+        return len(self.scheduler) + sum(not row.done for row in self._running)
+
+    def _loop(self) -> None:
+        while not self._closing:
+            try:
+                worked = self.step()
+            except BaseException:
+                log.critical("the engine died", exc_info=True)
+                return
+            with self._wake:
+                if not worked and not self._closing and not len(self.scheduler):
+                    self._wake.wait()
+
+    def _run(self, rows: list[Row]) -> None:
+        """Generate ``rows``, whatever becomes of them. Raises only what ends the engine."""
+        try:
+            self._generate(rows)
+            return
+        except Exception as error:
+            failure, reason = classify(error), f"{type(error).__name__}: {error}"
+            if failure is Failure.DEVICE:
+                raise
+            with_traceback = failure is Failure.ROW and len(rows) == 1
+            log.warning("a batch of %d rows failed: %s", len(rows), reason, exc_info=with_traceback)
+        # Outside of the except block: the traceback holds the tensors of the failed batch.
+        self._recover([row for row in rows if not row.done], failure, reason)
+
+    def _recover(self, rows: list[Row], failure: Failure, reason: str) -> None:
+        """Give the rows of a failed batch another chance in smaller company; alone, failing is an error."""
+        for row in rows:
+            row.restart()
+        if failure is Failure.MEMORY:
+            _free_memory()
+        if failure is Failure.MEMORY and (len(rows) > 1 or not rows[0].retried):
+            self._shrink(rows)
+        elif len(rows) == 1:
+            code = RowError.OUT_OF_MEMORY if failure is Failure.MEMORY else RowError.INTERNAL_ERROR
+            rows[0].fail(code, reason)
+            self._counters.ended(rows)
+        else:
+            # Rows do not depend on their neighbours, so halves repeat exactly what the whole did.
+            half = len(rows) // 2
+            for part in (rows[:half], rows[half:]):
+                if part:
+                    self._run(part)
+
+    def _shrink(self, rows: list[Row]) -> None:
+        """Put the rows back, and remember half of what did not fit as the most that does.
+
+        A row alone says nothing about batches: it is only tried again, in case another process held the memory.
+        """
+        used = len(rows) * (max(row.prompt_tokens for row in rows) + max(row.output_tokens for row in rows))
+        with self._wake:
+            if len(rows) == 1:
+                rows[0].retried = True
+            else:
+                self.scheduler.max_batch_tokens = min(used, self.scheduler.max_batch_tokens) // 2
+            self._running = [row for row in self._running if row not in rows]
+            self.scheduler.put_back(rows)
+        log.warning("out of memory: batches now have at most %d token positions", self.scheduler.max_batch_tokens)
+
+    def _generate(self, rows: list[Row]) -> None:
+        """One call of ``generate``; every row is done when it returns."""
+        started = time.monotonic()
+        device = self._model.device
+        batch = _Batch(rows, device, self._counters, self._between_steps)
+        prompts = [row.request.prompt_ids for row in rows]
+        input_ids, attention_mask = padding.pad_left(prompts, self._pad_id, device)
+        try:
+            self._model.generate(
+                input_ids,
+                attention_mask=attention_mask,
+                generation_config=padding.plain_generation(max(row.output_tokens for row in rows), self._pad_id),
+                logits_processor=LogitsProcessorList([_Choose(batch)]),
+                stopping_criteria=StoppingCriteriaList([_HaveEnded(batch)]),
+            )
+        finally:
+            self._counters.ran(rows, input_ids.shape[1], batch.position, time.monotonic() - started)
+            self._counters.ended(rows)
+
+    def _between_steps(self) -> bool:
+        """What must not wait for the end of a batch; True if the batch is to end now."""
+        self._drop_cancelled()
+        return self._closing
+
+    def _drop_cancelled(self) -> None:
+        with self._wake:
+            for row in self.scheduler.remove(lambda row: row.request.cancelled):
+                row.cancel()
+
+    def _take_all(self) -> list[Row]:
+        with self._wake:
+            return [*(row for row in self._running if not row.done), *self.scheduler.remove(lambda row: True)]
+
+    def _die(self, error: BaseException) -> None:
+        with self._wake:
+            self.failure = error
+        for row in self._take_all():
+            row.future.set_exception(_died_of(error))
+
+
+def _died_of(error: BaseException) -> EngineDied:
+    died = EngineDied(f"the engine died: {type(error).__name__}: {error}")
+    died.__cause__ = error
+    return died
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class _Batch:
+    """The rows of one call of ``generate``, and how far they are."""
+
+    def __init__(
+        self, rows: list[Row], device: torch.device, counters: _Counters, interrupt: Callable[[], bool]
+    ) -> None:
+        self.rows = rows
+        self.position = 0
+        self._counters = counters
+        self._interrupt = interrupt
+        requests = [row.request for row in rows]
+        self._sampler = Sampler(
+            [request.params for request in requests],
+            [request.seed for request in requests],
+            [request.sample for request in requests],
+            [request.prompt_ids for request in requests],
+            device,
+        )
+
+    def advance(self, logits: Tensor) -> Tensor:
+        """Choose every row's next token from logits [B, V]; returns scores that allow no other."""
+        choice = self._sampler(logits, self.position)
+        self.position += 1
+        self._counters.stepped()
+        interrupted = self._interrupt()
+        for i, row in enumerate(self.rows):
+            if row.done:
+                continue
+            if row.request.cancelled or interrupted:
+                row.cancel()
+            elif choice.bad[i]:
+                row.fail(RowError.NUMERIC_ERROR, f"NaN or infinite logits after {row.generated} tokens")
+            else:
+                row.take(choice.tokens[i], choice.logprobs[i] if choice.logprobs else None)
+        return only(choice.tokens, logits)
+
+
+class _Choose(LogitsProcessor):
+    def __init__(self, batch: _Batch) -> None:
+        self._batch = batch
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self._batch.advance(scores)
+
+
+class _HaveEnded(StoppingCriteria):
+    def __init__(self, batch: _Batch) -> None:
+        self._batch = batch
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return torch.tensor([row.done for row in self._batch.rows], dtype=torch.bool, device=input_ids.device)
+
+
+class _Counters:
+    """What ``stats`` reports; written by the engine's thread alone."""
+
+    def __init__(self) -> None:
+        self._rows = self._prompt_tokens = self._completion_tokens = self._steps = 0
+        self._seconds = 0.0
+        self._positions = self._useful = 0
+
+    def stepped(self) -> None:
+        self._steps += 1
+
+    def ran(self, rows: list[Row], longest_prompt: int, steps: int, seconds: float) -> None:
+        """Count one call: ``rows`` x (``longest_prompt`` + ``steps``) positions, of which the rows' own were
+        useful.
+
+        The last token of a row is never fed back, so ``n`` tokens take ``n - 1`` positions after the prompt.
+        """
+        self._seconds += seconds
+        if steps:
+            self._positions += len(rows) * (longest_prompt + steps - 1)
+            self._useful += sum(row.prompt_tokens + max(row.generated - 1, 0) for row in rows)
+
+    def ended(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            if row.done and not row.counted:
+                row.counted = True
+                self._rows += 1
+                self._prompt_tokens += row.prompt_tokens
+                self._completion_tokens += row.generated
+
+    def snapshot(self, running: int, waiting: int) -> EngineStats:
+        return EngineStats(
+            rows=self._rows,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            steps=self._steps,
+            step_seconds=self._seconds,
+            padding_ratio=1 - self._useful / self._positions if self._positions else 0.0,
+            running_rows=running,
+            waiting_rows=waiting,
+        )

@@ -1,0 +1,153 @@
+"""The leases that a worker holds, and the thread that keeps them alive while the engine progresses."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from jobs.errors import UnavailableError
+from jobs.ledger import Beat, Claim, LeaseState
+from jobs.reconcile import Reconciler
+from worker.engine.request import Request
+
+if TYPE_CHECKING:
+    from worker.context import WorkerContext
+
+_log = logging.getLogger(__name__)
+
+#: The exit status of a process that ends itself because its engine stands still (EX_TEMPFAIL): its supervisor
+#: starts it again.
+EXIT_STALLED = 75
+
+
+@dataclass(slots=True, eq=False)
+class HeldLease:
+    """One lease in hand; ``state`` is the last answer of the ledger."""
+
+    claim: Claim
+    requests: list[Request] = field(default_factory=list)
+    rows_done: int = 0
+    tokens: int = 0
+    state: LeaseState = LeaseState.HELD
+
+    def drop(self, state: LeaseState) -> None:
+        """The ledger says that the rows need not go on."""
+        self.state = state
+        for request in self.requests:
+            request.cancelled = True
+
+
+class Leases:
+    """The leases of one process. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[tuple[str, int], HeldLease] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[HeldLease]:
+        with self._lock:
+            return iter(list(self._held.values()))
+
+    def hold(self, claim: Claim) -> HeldLease:
+        lease = HeldLease(claim)
+        with self._lock:
+            self._held[claim.job, claim.batch] = lease
+        return lease
+
+    def let_go(self, lease: HeldLease) -> None:
+        with self._lock:
+            if self._held.get((lease.claim.job, lease.claim.batch)) is lease:
+                del self._held[lease.claim.job, lease.claim.batch]
+
+
+class Pulse:
+    """Watches the engine's counters: whether it progresses, and how fast."""
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = stall_s
+        self._steps = self._rows = self._tokens = 0
+        self._moved = self._measured = time.monotonic()
+        self.rows_per_s = self.tokens_per_s = 0.0
+
+    def measure(self, steps: int, rows: int, tokens: int, idle: bool) -> None:
+        now = time.monotonic()
+        elapsed = max(now - self._measured, 1e-3)
+        self.rows_per_s, self.tokens_per_s = (rows - self._rows) / elapsed, (tokens - self._tokens) / elapsed
+        if idle or steps != self._steps:
+            self._moved = now
+        self._steps, self._rows, self._tokens, self._measured = steps, rows, tokens, now
+
+    @property
+    def stalled(self) -> bool:
+        return time.monotonic() - self._moved > self._stall_s
+
+
+class Upkeep(threading.Thread):
+    """Heartbeats, registration and reconcile of one worker process, on one thread.
+
+    A heartbeat that cannot be delivered changes nothing: rows go on, and the store decides.
+    """
+
+    def __init__(self, context: WorkerContext, reconciler: Reconciler, stall_s: float) -> None:
+        super().__init__(name="upkeep", daemon=True)
+        self._context = context
+        self._reconciler = reconciler
+        self._pulse = Pulse(stall_s)
+        self._stopped = threading.Event()
+        settings = context.settings
+        self._beat_s = min(5.0, settings.lease_s / 6)
+        self._tick_s = min(self._beat_s, settings.sweep_s)
+        # One round of upkeep at once: a worker that joins restarts a chain that stalled for want of one.
+        self._next_beat = self._next_sweep = 0.0
+
+    def run(self) -> None:
+        while not self._stopped.wait(self._tick_s):
+            try:
+                self.tick()
+            except UnavailableError as error:
+                _log.warning("upkeep waits: %s", error)
+                # After an outage the leases of the fleet are heard first; a sweep now would return them all.
+                self._next_sweep = time.monotonic() + self._context.settings.lease_s
+            except Exception:
+                _log.exception("upkeep failed and goes on")
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def tick(self) -> None:
+        """What is due now. Raises UnavailableError."""
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self._next_beat = now + self._beat_s
+            self._beat()
+        if now >= self._next_sweep:
+            self._next_sweep = now + self._context.settings.sweep_s
+            self._reconciler.run_once()
+
+    def _beat(self) -> None:
+        context, stats = self._context, self._context.engine.stats()
+        idle = stats.running_rows == 0 and stats.waiting_rows == 0
+        self._pulse.measure(stats.steps, stats.rows, stats.completion_tokens, idle)
+        if self._pulse.stalled:
+            _log.critical("the engine stands still: the process ends, and its leases decide")
+            os._exit(EXIT_STALLED)
+        context.ledger.register(context.info(self._pulse.rows_per_s, self._pulse.tokens_per_s))
+        held = list(context.leases)
+        beats = [
+            Beat(lease.claim.job, lease.claim.batch, lease.claim.token, lease.rows_done, lease.tokens)
+            for lease in held
+        ]
+        states = context.ledger.heartbeat(beats) if beats else {}
+        for lease in held:
+            state = states.get((lease.claim.job, lease.claim.batch), LeaseState.HELD)
+            if state is not LeaseState.HELD and lease.state is LeaseState.HELD:
+                _log.info("job %s batch %d: %s", lease.claim.job, lease.claim.batch, state)
+                lease.drop(state)

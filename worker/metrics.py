@@ -1,0 +1,63 @@
+"""Prometheus metrics of one worker process; docs/operations.md lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import REGISTRY, Counter, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from jobs.results import PartCounts
+from worker.context import WorkerContext
+
+_ROWS = Counter("promptmill_rows", "Result rows committed by this process.", ["model", "status"])
+_BATCH_SECONDS = Histogram(
+    "promptmill_batch_seconds",
+    "Seconds from a batch's claim to its commit.",
+    buckets=(0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800),
+)
+
+
+def observe_batch(model: str, counts: PartCounts, seconds: float) -> None:
+    """Count one committed batch."""
+    for status, rows in (
+        ("ok", counts.completed),
+        ("error", counts.failed),
+        ("cancelled", counts.cancelled),
+        ("expired", counts.expired),
+    ):
+        _ROWS.labels(model, status).inc(rows)
+    _BATCH_SECONDS.observe(seconds)
+
+
+class EngineCollector(Collector):
+    """Reads the engine's own counters at each scrape."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+
+    def collect(self) -> Iterator[Metric]:
+        stats, model = self._context.engine.stats(), self._context.model
+        tokens = CounterMetricFamily("promptmill_tokens", "Tokens run by this process.", labels=["model", "kind"])
+        tokens.add_metric([model, "prompt"], stats.prompt_tokens)
+        tokens.add_metric([model, "completion"], stats.completion_tokens)
+        yield tokens
+        running = GaugeMetricFamily("promptmill_running_rows", "Rows in the batch that runs.", labels=["model"])
+        running.add_metric([model], stats.running_rows)
+        yield running
+        yield GaugeMetricFamily(
+            "promptmill_padding_ratio", "Share of computed positions that were padding.", value=stats.padding_ratio
+        )
+        steps = CounterMetricFamily("promptmill_step_seconds_sum", "Seconds spent in decode steps.")
+        steps.add_metric([], stats.step_seconds)
+        yield steps
+        count = CounterMetricFamily("promptmill_step_seconds_count", "Decode steps.")
+        count.add_metric([], stats.steps)
+        yield count
+
+
+def serve_metrics(context: WorkerContext, port: int) -> None:
+    """Answer ``/metrics`` on ``port``, on a thread of its own. Raises OSError where the port is taken."""
+    REGISTRY.register(EngineCollector(context))
+    start_http_server(port)
