@@ -7,7 +7,7 @@ neither lose nor repeat work, and the broker never is the only place that knows 
 from __future__ import annotations
 
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -64,8 +64,12 @@ def make_app(redis_url: str, store_id: str, model: str | None = None) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options={**_TRANSPORT_OPTIONS, "global_keyprefix": broker_prefix(store_id)},
     )
-    app.conf.task_queues = [Queue(queue_name(model))] if model else []
+    app.conf.task_queues = [_queue(model)] if model else []
     return app
+
+
+def _queue(model: str) -> Queue:
+    return Queue(queue_name(model))  # type: ignore[no-untyped-call]
 
 
 def broker_url(redis_url: str) -> str:
@@ -88,7 +92,7 @@ class Permits:
                 for _ in range(count):
                     self._app.send_task(
                         PERMIT_TASK,
-                        queue=Queue(queue_name(model)),
+                        queue=_queue(model),
                         producer=producer,
                         retry=True,
                         retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_max": 0.5},

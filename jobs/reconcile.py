@@ -14,7 +14,7 @@ from jobs.errors import PromptmillError
 from jobs.ledger import Ledger, Sweep
 from jobs.permits import Permits
 from jobs.records import has_ended, job_ids, note_expired
-from jobs.recover import recover_all, recover_job
+from jobs.recover import recover_if_needed, recover_job
 from jobs.store import Store
 
 _log = logging.getLogger(__name__)
@@ -36,13 +36,7 @@ class Reconciler:
 
     def run_once(self) -> Sweep | None:
         """One round; None if another process is sweeping. Raises UnavailableError."""
-        if self.ledger.needs_recover():
-            found = recover_all(self.store, self.ledger)
-            _log.warning(
-                "the ledger was rebuilt from the store: %d jobs live, %d ended; pauses and changed priorities are lost",
-                len(found.restored),
-                len(found.ended),
-            )
+        recover_if_needed(self.store, self.ledger)
         sweep = self.ledger.sweep(self.owner)
         if sweep is None:
             return None

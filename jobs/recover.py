@@ -39,6 +39,19 @@ def recover_all(store: Store, ledger: Ledger) -> Recovery:
     return found
 
 
+def recover_if_needed(store: Store, ledger: Ledger) -> None:
+    """Recover all jobs where this Redis may have forgotten some: it is new, was flushed, or has restarted."""
+    if not ledger.needs_recover():
+        return
+    found = recover_all(store, ledger)
+    if found.restored:
+        _log.warning(
+            "Redis is new or has restarted: %d jobs were brought back from the store; "
+            "pauses and changed priorities that it has lost stay lost",
+            len(found.restored),
+        )
+
+
 def recover_job(store: Store, ledger: Ledger, job: str) -> bool:
     """Tell the ledger of one job and of its finished batches; False if the job has ended.
 

@@ -19,7 +19,7 @@ from jobs.spec import Column
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 #: The columns of every result file, in order; the source's own follow. docs/results.md describes each.
-RESULT_FIELDS = (
+RESULT_FIELDS: tuple[pa.Field[Any], ...] = (
     pa.field("row_index", pa.int64(), nullable=False),
     pa.field("sample_index", pa.int32(), nullable=False),
     pa.field("custom_id", pa.string()),
@@ -104,7 +104,8 @@ class PartCounts:
 
 def result_schema(columns: tuple[Column, ...]) -> pa.Schema:
     """The schema of a job's result files: the same for each of its parts."""
-    return pa.schema([*RESULT_FIELDS, *(pa.field(column.name, arrow_type(column)) for column in columns)])
+    own: list[pa.Field[Any]] = [pa.field(column.name, arrow_type(column)) for column in columns]
+    return pa.schema([*RESULT_FIELDS, *own])
 
 
 def result_name(source: str, taken: set[str]) -> str:
@@ -115,7 +116,7 @@ def result_name(source: str, taken: set[str]) -> str:
     return name
 
 
-_CAST_TYPES = {
+_CAST_TYPES: dict[str, pa.DataType] = {
     "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "string": pa.string(), "json": pa.string(),
 }  # fmt: skip
 
@@ -126,7 +127,8 @@ def arrow_type(column: Column) -> pa.DataType:
         return _CAST_TYPES[column.encoding]
     if column.arrow is None:
         return pa.string()
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(column.arrow))).field(0).type
+    data_type: pa.DataType = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(column.arrow))).field(0).type
+    return data_type
 
 
 def encode_arrow_type(data_type: pa.DataType) -> str:
@@ -142,13 +144,13 @@ def write_part(rows: list[ResultRow], own: pa.Table, columns: tuple[Column, ...]
     """
     rows = sorted(rows, key=lambda row: (row.row_index, row.sample_index))
     schema = result_schema(columns)
-    arrays = [pa.array([getattr(row, item.name) for row in rows], item.type) for item in RESULT_FIELDS]
+    arrays: list[Any] = [pa.array([getattr(row, item.name) for row in rows], item.type) for item in RESULT_FIELDS]
     position = pa.array([row.row_index - first_row for row in rows], pa.int64())
     for column in columns:
         if column.source in own.column_names:
             arrays.append(_cast(own.column(column.source), column).take(position))
         else:  # the column first appears in a later batch, or the input is lost
-            arrays.append(pa.nulls(len(rows), arrow_type(column)))
+            arrays.append(pa.array([None] * len(rows), arrow_type(column)))
     table = pa.table(arrays, schema=schema)
     counts = orjson.dumps(PartCounts.of(rows).to_json())
     return to_parquet(table.replace_schema_metadata({_COUNTS_KEY: counts}))
@@ -192,7 +194,7 @@ def part_counts(content: bytes) -> PartCounts:
         raise DamagedFileError(f"the part's footer cannot be read: {error}") from error
 
 
-def _cast(staged: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
+def _cast(staged: pa.ChunkedArray[Any], column: Column) -> pa.ChunkedArray[Any]:
     """A source column from its staged form (raw JSON text, but for ``typed``) to its form in the results."""
     if column.encoding in ("typed", "json"):
         return staged.cast(arrow_type(column))

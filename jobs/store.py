@@ -6,10 +6,11 @@ wins, and what it wrote never changes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -158,15 +159,13 @@ class Store:
             if not isinstance(failure, NotFoundError):
                 raise StoreUnavailableError(f"store {self.uri}: {_reason(error)}") from error
 
-    def delete(self, paths: list[str]) -> None:
+    def delete(self, paths: Iterable[str]) -> None:
         """Remove files; those that are gone already are no error."""
         for path in paths:
             for attempt in self._retrying():
                 with attempt:
-                    try:
+                    with contextlib.suppress(NotFoundError):
                         self._call(obstore.delete, path)
-                    except NotFoundError:
-                        pass
 
     def probe(self) -> None:
         """Try put-if-absent for real: raises StoreUnavailableError if the endpoint ignores it."""

@@ -150,7 +150,7 @@ class Client:
         return list_jobs(self._connection)
 
 
-def _source(rows: Rows) -> Source:
+def _source(rows: Any) -> Source:
     if isinstance(rows, str | PathLike):
         return open_source(fspath(rows))
     if hasattr(rows, "__arrow_c_stream__"):

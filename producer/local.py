@@ -99,7 +99,7 @@ class LocalWorkers:
     def _start(self, worker: _Worker) -> None:
         threads = max(1, (os.cpu_count() or 1) // self.count)
         command = [sys.executable, "-m", "worker", "start", "--model", self.model]
-        command += ["--threads", str(threads), "--grace", "5", *self.arguments]
+        command += ["--threads", str(threads), "--grace", "5", "--parent", str(os.getpid()), *self.arguments]
         environment = {
             **os.environ,
             "PROMPTMILL_REDIS_URL": self.redis_url,

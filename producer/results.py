@@ -15,6 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem
 
 from jobs import layout
 from jobs.errors import InputError, JobNotCompletedError
@@ -46,7 +47,7 @@ def open_dataset(store: Store, job: str) -> ds.Dataset:
     schema = result_schema(record.columns)
     if store.is_local:
         return ds.dataset([store.locate(path) for path in paths], schema=schema, format="parquet")
-    filesystem, root = pa.fs.FileSystem.from_uri(location)
+    filesystem, root = FileSystem.from_uri(location)
     names = [f"{root}/{path.rsplit('/', 1)[-1]}" for path in paths]
     return ds.dataset(names, schema=schema, format="parquet", filesystem=filesystem)
 

@@ -12,7 +12,7 @@ from jobs import __version__, layout
 from jobs.errors import InputError, JobConflictError, NotFoundError
 from jobs.prompts import write_batch
 from jobs.records import has_ended, read_job
-from jobs.recover import recover_job
+from jobs.recover import recover_if_needed, recover_job
 from jobs.spec import JobFile, JobSpec, check_job_id, default_job_id, now
 from jobs.store import Store
 from producer.batches import BatchBuilder
@@ -67,7 +67,7 @@ def submit(
     """
     if job_id is not None:
         check_job_id(job_id)
-    connection.ledger.ping()
+    recover_if_needed(connection.store, connection.ledger)
     stage = f"{now():%Y%m%d}-{secrets.token_hex(8)}"
     try:
         staged, report = _stage(connection.store, source, options, spec, stage, skip_invalid, progress)

@@ -7,9 +7,11 @@ import os
 import secrets
 import socket
 import threading
+import warnings
 from dataclasses import dataclass
 
 from celery import signals
+from celery.exceptions import SecurityWarning
 
 from jobs import __version__
 from jobs.ledger import Ledger, WorkerInfo
@@ -48,6 +50,8 @@ class WorkerOptions:
     metrics_port: int | None = None
     grace_s: float = 30.0
     trust_remote_code: bool = False
+    #: End when this process is no longer the parent.
+    parent_pid: int | None = None
 
 
 def run_worker(settings: Settings, options: WorkerOptions) -> None:
@@ -101,7 +105,9 @@ def build_context(
         started_at=now().timestamp(),
     )
     permits = Permits(make_app(settings.redis, store.id), store.id)
-    return WorkerContext(settings, store, ledger, permits, engine, loaded.tokenizer, registration)
+    return WorkerContext(
+        settings, store, ledger, permits, engine, loaded.tokenizer, registration, parent_pid=options.parent_pid
+    )
 
 
 def default_batch_tokens(device: object) -> int:
@@ -131,6 +137,8 @@ def consume(context: WorkerContext, options: WorkerOptions) -> None:
         timers.append(timer)
 
     signals.worker_shutting_down.connect(drain, weak=False)
+    # Messages are JSON and carry nothing: running as root is no more dangerous than for any program.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     worker = app.Worker(
         pool="threads",
         concurrency=options.concurrency,

@@ -44,6 +44,7 @@ def start(
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM gives the running batches.")] = 30.0,
     trust_remote_code: TrustRemoteCode = False,
+    parent: Annotated[int | None, typer.Option(hidden=True, help="End with this process.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch (default: its own choice).")] = None,
 ) -> None:
     """Serve a model until SIGTERM: the running batches get a grace period, then they are handed back."""
@@ -66,6 +67,7 @@ def start(
         metrics_port=metrics_port,
         grace_s=grace,
         trust_remote_code=trust_remote_code,
+        parent_pid=parent,
     )
     run_worker(settings, options)
 

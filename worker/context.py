@@ -26,6 +26,8 @@ class WorkerContext:
     engine: Engine
     tokenizer: PromptTokenizer
     registration: WorkerInfo
+    #: The process to end with, if any.
+    parent_pid: int | None = None
     leases: Leases = field(default_factory=Leases)
     #: Set by SIGTERM: no more claims.
     draining: threading.Event = field(default_factory=threading.Event)

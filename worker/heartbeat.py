@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: The exit status of a process that ends itself because its engine stands still (EX_TEMPFAIL): its supervisor
-#: starts it again.
-EXIT_STALLED = 75
+#: The exit status of a process whose engine died or stands still (EX_TEMPFAIL): its supervisor starts it again,
+#: and the leases that it held expire.
+EXIT_ENGINE = 75
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +126,7 @@ class Upkeep(threading.Thread):
     def tick(self) -> None:
         """What is due now. Raises UnavailableError."""
         now = time.monotonic()
+        self._follow_parent()
         if now >= self._next_beat:
             self._next_beat = now + self._beat_s
             self._beat()
@@ -132,13 +134,20 @@ class Upkeep(threading.Thread):
             self._next_sweep = now + self._context.settings.sweep_s
             self._reconciler.run_once()
 
+    def _follow_parent(self) -> None:
+        """A local run that was killed leaves its workers behind: they drain and end."""
+        parent = self._context.parent_pid
+        if parent is not None and os.getppid() != parent and not self._context.draining.is_set():
+            _log.warning("the local run that started this worker has ended: draining")
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def _beat(self) -> None:
         context, stats = self._context, self._context.engine.stats()
         idle = stats.running_rows == 0 and stats.waiting_rows == 0
         self._pulse.measure(stats.steps, stats.rows, stats.completion_tokens, idle)
-        if self._pulse.stalled:
-            _log.critical("the engine stands still: the process ends, and its leases decide")
-            os._exit(EXIT_STALLED)
+        if context.engine.failure is not None or self._pulse.stalled:
+            _log.critical("the engine %s: the process ends", "died" if context.engine.failure else "stands still")
+            os._exit(EXIT_ENGINE)
         context.ledger.register(context.info(self._pulse.rows_per_s, self._pulse.tokens_per_s))
         held = list(context.leases)
         beats = [

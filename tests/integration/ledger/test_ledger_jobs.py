@@ -266,9 +266,7 @@ class TestStopping:
         assert finish(ledger, second, PartCounts(completed=1, cancelled=9))
         assert claimed(ledger).ending == verdict
 
-    def test_a_released_lease_of_a_stopping_job_frees_the_finalizer_too(
-        self, ledger: Ledger
-    ) -> None:
+    def test_a_released_lease_of_a_stopping_job_frees_the_finalizer_too(self, ledger: Ledger) -> None:
         ledger.accept(job_file())
         mine = claimed(ledger)
         ledger.cancel("job")

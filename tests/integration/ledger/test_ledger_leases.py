@@ -97,9 +97,7 @@ class TestFinish:
         assert not ledger.finish("job", mine.batch, mine.token, PART).first
         assert run(ledger) == [("job", 1), ("job", -1)]
 
-    def test_the_last_batch_makes_finalization_due_and_so_do_repeats_until_it_is_claimed(
-        self, ledger: Ledger
-    ) -> None:
+    def test_the_last_batch_makes_finalization_due_and_so_do_repeats_until_it_is_claimed(self, ledger: Ledger) -> None:
         ledger.accept(job_file(batches=1))
         claim = claimed(ledger)
         assert ledger.finish("job", 0, claim.token, PART) == Finished(first=True, finalize=True)
