@@ -69,21 +69,29 @@ def finalize(store: Store, job: JobFile, ending: Status, *, alive: Progress = la
     ``ending`` is how the job ends; ``alive`` is called between steps and may raise to stop. Raises
     MissingPartsError, DamagedFileError (the counts do not add up) or StoreUnavailableError.
     """
-    if store.exists(layout.success_file(job.id)):
-        counts = manifest_counts(store, job.id)
-    else:
-        parts = list(_all_parts(store, job, ending, alive))
-        counts = _sum(part.counts for part in parts)
-        _check_total(job, counts)
-        files = []
-        for index, planned in enumerate(_plan(store, job, parts)):
-            alive()
-            files.append(_publish_file(store, job, index, planned, parts, alive))
-        _publish_manifest(store, job, ending, counts, files)
-        store.put_if_absent(layout.success_file(job.id), b"")
-        counts = manifest_counts(store, job.id)
+    success = layout.success_file(job.id)
+    if not store.exists(success):
+        try:
+            _publish(store, job, ending, alive)
+        except (NotFoundError, MissingPartsError):
+            # Another finalizer was quicker, and has removed the parts after its _SUCCESS.
+            if not store.exists(success):
+                raise
+    counts = manifest_counts(store, job.id)
     store.delete(list(list_parts(store, job.stage).values()))
     return counts
+
+
+def _publish(store: Store, job: JobFile, ending: Status, alive: Progress) -> None:
+    parts = list(_all_parts(store, job, ending, alive))
+    counts = _sum(part.counts for part in parts)
+    _check_total(job, counts)
+    files = []
+    for index, planned in enumerate(_plan(store, job, parts)):
+        alive()
+        files.append(_publish_file(store, job, index, planned, parts, alive))
+    _publish_manifest(store, job, ending, counts, files)
+    store.put_if_absent(layout.success_file(job.id), b"")
 
 
 def manifest_counts(store: Store, job: str) -> PartCounts:

@@ -8,6 +8,8 @@ STORE_FILE = "_promptmill.json"
 LOCAL_FILE = "_local.json"
 JOBS = "jobs"
 
+#: The ids that jobs/spec.py allows. Anything else in that folder is not ours, and no reason to stop.
+_JOB = re.compile(rf"{JOBS}/([A-Za-z0-9_-]{{1,56}})\.json")
 _PART = re.compile(r"part-(\d{5,})(?:\.(\d+))?\.parquet")
 
 
@@ -33,10 +35,8 @@ def tombstone_file(job: str) -> str:
 
 def job_of_file(path: str) -> str | None:
     """The job whose record ``path`` is, None for any other file."""
-    name = path.removeprefix(f"{JOBS}/")
-    if name == path or not name.endswith(".json") or "." in name.removesuffix(".json"):
-        return None
-    return name.removesuffix(".json")
+    match = _JOB.fullmatch(path)
+    return match[1] if match else None
 
 
 def stage_prefix(stage: str) -> str:

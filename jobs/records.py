@@ -16,13 +16,16 @@ def read_job(store: Store, job: str) -> JobFile:
     """The record of ``job``. Raises UnknownJobError, InputError (an id that is none) or DamagedFileError."""
     path = layout.job_file(check_job_id(job))
     try:
-        return JobFile.from_bytes(store.get(path))
+        record = JobFile.from_bytes(store.get(path))
     except NotFoundError:
         raise UnknownJobError(
             f"no job {job!r} in the store {store.uri}; `promptmill list` shows the jobs there are"
         ) from None
     except ValueError as error:
         raise DamagedFileError(f"{store.locate(path)} is no job file that this program reads: {error}") from error
+    if record.id != job:
+        raise DamagedFileError(f"{store.locate(path)} is the record of another job, {record.id!r}")
+    return record
 
 
 def job_ids(store: Store) -> Iterator[str]:

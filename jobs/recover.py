@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from jobs import layout
-from jobs.errors import DamagedFileError, NotFoundError
+from jobs.errors import DamagedFileError, NotFoundError, UnknownJobError
 from jobs.finalize import manifest_counts
 from jobs.ledger import Ledger
 from jobs.parts import find_part, list_parts
@@ -32,6 +32,8 @@ def recover_all(store: Store, ledger: Ledger) -> Recovery:
     for job in job_ids(store):
         try:
             (found.restored if recover_job(store, ledger, job) else found.ended).append(job)
+        except UnknownJobError:
+            continue  # deleted since it was listed
         except DamagedFileError as error:
             _log.error("job %s is left alone: %s", job, error)
             found.damaged.append(job)
@@ -91,4 +93,7 @@ def manifest_status(store: Store, job: str) -> Status:
     manifest = read_manifest(store, job)
     if manifest is None:
         raise NotFoundError(f"job {job} has not ended")
-    return Status(str(manifest["status"]))
+    try:
+        return Status(str(manifest["status"]))
+    except (KeyError, ValueError) as error:
+        raise DamagedFileError(f"{store.locate(layout.manifest_file(job))} cannot be read: {error}") from error

@@ -199,7 +199,7 @@ class Store:
     def _found(self, *, create: bool) -> bytes:
         """Make this place a store; the record that won if several try at once."""
         other = next((item for item in self.list("") if not item.path.startswith("_probe/")), None)
-        if other is not None and other.path != STORE_FILE:
+        if other is not None and not self.exists(STORE_FILE):
             raise ForeignStoreError(
                 f"store {self.uri} holds other files ({other.path}) and no {STORE_FILE}: it belongs to something "
                 "else; set PROMPTMILL_STORE (or --store) to an empty or new folder"
@@ -253,16 +253,16 @@ class Store:
 
 def _local_backend(root: Path, *, create: bool) -> LocalStore:
     """A LocalStore at ``root``. Raises StoreUnavailableError in words that name the folder and the mend."""
-    if root.exists() and not root.is_dir():
-        raise StoreUnavailableError(f"store {root} is not a folder; set PROMPTMILL_STORE to one")
-    if not root.exists() and not create:
-        raise StoreUnavailableError(
-            f"no Promptmill store at {root}; check PROMPTMILL_STORE (or --store); submit and run create one"
-        )
     try:
+        if root.exists() and not root.is_dir():
+            raise StoreUnavailableError(f"store {root} is not a folder; set PROMPTMILL_STORE to one")
+        if not root.exists() and not create:
+            raise StoreUnavailableError(
+                f"no Promptmill store at {root}; check PROMPTMILL_STORE (or --store); submit and run create one"
+            )
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreUnavailableError(f"store {root} cannot be created: {error.strerror}") from error
+        raise StoreUnavailableError(f"store {root} cannot be {'created' if create else 'read'}: {error.strerror}") from error
     if create and not os.access(root, os.W_OK | os.X_OK):
         raise StoreUnavailableError(f"store {root} cannot be written: give this user write permission, or use another")
     return LocalStore(prefix=root)

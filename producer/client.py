@@ -147,7 +147,7 @@ class Client:
 
     def jobs(self) -> list[JobStatus]:
         """All jobs of the store, newest first."""
-        return list_jobs(self._connection)
+        return list_jobs(self._connection)[0]
 
 
 def _source(rows: Any) -> Source:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from jobs import layout
-from jobs.errors import DamagedFileError, UnknownJobError
+from jobs.errors import DamagedFileError, RedisUnavailableError, UnknownJobError
 from jobs.ledger import JobState
 from jobs.records import job_ids, read_job, read_manifest
 from jobs.recover import recover_job
 from jobs.spec import BatchCounts, JobFile, JobStatus, Rate, RowCounts, Running, Status, TokenCounts
 from producer.connection import Connection
 
+_log = logging.getLogger(__name__)
+
 
 def job_status(connection: Connection, job: str) -> JobStatus:
     """Raises UnknownJobError, InputError (no id), UnavailableError."""
-    state = connection.ledger.job(job)
+    try:
+        state = connection.ledger.job(job)
+    except RedisUnavailableError:
+        # A job that has ended needs no Redis: that of a local run is gone with the run.
+        ended = ended_status(connection, job)
+        if ended is None:
+            raise
+        return ended
     if state is not None:
         return _of_state(connection, state)
-    record = read_job(connection.store, job)
-    manifest = read_manifest(connection.store, job)
-    if manifest is not None:
-        return _of_manifest(connection, record, manifest)
+    ended = ended_status(connection, job)
+    if ended is not None:
+        return ended
     # Accepted, but unknown to the ledger: Redis was emptied, or the producer died before telling it.
+    record = read_job(connection.store, job)
     recover_job(connection.store, connection.ledger, job)
     connection.send_first_permits(record.spec.model)
     state = connection.ledger.job(job)
@@ -31,16 +42,38 @@ def job_status(connection: Connection, job: str) -> JobStatus:
     return _of_state(connection, state)
 
 
-def list_jobs(connection: Connection) -> list[JobStatus]:
-    """All jobs of the store, newest first. Jobs whose record is damaged are left out."""
-    states = {state.id: _of_state(connection, state) for state in connection.ledger.jobs()}
+def ended_status(connection: Connection, job: str) -> JobStatus | None:
+    """The status of a job that has ended, from the store alone; None for one that lives. Raises UnknownJobError."""
+    record = read_job(connection.store, job)
+    manifest = read_manifest(connection.store, job)
+    return None if manifest is None else _of_manifest(connection, record, manifest)
+
+
+def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
+    """All jobs of the store, newest first, and the ids of those of which nothing can be said.
+
+    These are live jobs where Redis cannot be reached, and jobs whose record is damaged.
+    """
+    found: dict[str, JobStatus] = {}
+    untold: list[str] = []
+    look_up: Callable[[Connection, str], JobStatus | None] = job_status
+    try:
+        found = {state.id: _of_state(connection, state) for state in connection.ledger.jobs()}
+    except RedisUnavailableError as error:
+        _log.warning("only ended jobs can be shown: %s", error)
+        look_up = ended_status
     for job in job_ids(connection.store):
-        if job not in states:
-            try:
-                states[job] = job_status(connection, job)
-            except (DamagedFileError, UnknownJobError):
-                continue
-    return sorted(states.values(), key=lambda status: status.created_at, reverse=True)
+        if job in found:
+            continue
+        try:
+            status = look_up(connection, job)
+        except (DamagedFileError, UnknownJobError):
+            status = None
+        if status is None:
+            untold.append(job)
+        else:
+            found[job] = status
+    return sorted(found.values(), key=lambda status: status.created_at, reverse=True), untold
 
 
 def _of_state(connection: Connection, state: JobState) -> JobStatus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from jobs.spec import JobFile, default_seed
 from worker.context import WorkerContext
 from worker.engine.request import Completion, Request
 from worker.heartbeat import HeldLease
+from worker.metrics import observe_batch
 from worker.models import TokenizeError
 
 _log = logging.getLogger(__name__)
@@ -59,11 +61,13 @@ def run_permit(worker: WorkerContext) -> None:
 
 def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease) -> None:
     """Generate a claimed batch and commit its part. Raises LeaseLostError, UnavailableError."""
+    started = time.monotonic()
     job = read_job(worker.store, claim.job)
     part = find_part(worker.store, job.stage, claim.batch)
     if part is None:
         part = commit_part(worker.store, job.stage, claim.batch, generate(worker, job, claim, lease))
     _finish(worker, job, claim, part.counts)
+    observe_batch(worker.model, part.counts, time.monotonic() - started)
 
 
 def generate(worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease) -> bytes:

@@ -76,7 +76,9 @@ def status_command(job: JobArgument, place: PlaceFlags, as_json: JsonFlag = Fals
 def list_command(place: PlaceFlags, as_json: JsonFlag = False) -> None:
     """All jobs of the store, newest first."""
     with opened(place) as connection:
-        found = list_jobs(connection)
+        found, untold = list_jobs(connection)
+    if untold:
+        say(f"{len(untold)} jobs cannot be shown: {', '.join(untold[:10])}")
     if as_json:
         json_out([status.to_json() for status in found])
         return

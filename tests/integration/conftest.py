@@ -32,7 +32,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     client = redis.Redis.from_url(url, decode_responses=True)
     try:
         # The tests empty it: it must not be one that took the port in between.
-        assert Path(client.config_get("dir")["dir"]) == folder.resolve()
+        assert Path(str(client.config_get("dir")["dir"])) == folder.resolve()
         yield RedisServer(url, client)
     finally:
         client.close()
@@ -66,5 +66,5 @@ def keys_that_stay(client: redis.Redis, ledger: Ledger) -> list[str]:
     if client.exists(keys.key(ledger.store_id, "live")):
         return []
     at_rest = {keys.key(ledger.store_id, "epoch"), keys.key(ledger.store_id, "run_id")}
-    found = set(client.keys(keys.prefix(ledger.store_id) + "*")) - at_rest
+    found = {str(name) for name in client.keys(keys.prefix(ledger.store_id) + "*")} - at_rest
     return sorted(name for name in found if client.ttl(name) == -1)

@@ -70,7 +70,7 @@ def let_leases_expire(client: redis.Redis, ledger: Ledger, *members: str) -> Non
     """Moves the expiry of leases (``job:batch``; all without names) into the past."""
     zset = keys.key(ledger.store_id, "leases")
     for member in members or client.zrange(zset, 0, -1):
-        client.zadd(zset, {member: 1.0}, xx=True)
+        client.zadd(zset, {str(member): 1.0}, xx=True)
 
 
 def let_time_pass(client: redis.Redis, ledger: Ledger, job: str, seconds: float) -> None:
@@ -84,4 +84,4 @@ def let_time_pass(client: redis.Redis, ledger: Ledger, job: str, seconds: float)
 def job_keys(client: redis.Redis, ledger: Ledger, job: str) -> set[str]:
     """The names of the job's keys, without the store's prefix."""
     prefix = keys.prefix(ledger.store_id)
-    return {name.removeprefix(prefix) for name in client.keys(f"{prefix}job:{job}*")}
+    return {str(name).removeprefix(prefix) for name in client.keys(f"{prefix}job:{job}*")}

@@ -22,7 +22,7 @@ class TestMemory:
         client = redis_server.client
         before = client.info("memory")["used_memory"]
         # 40,000 batches: half done, 64 in hand, 1,000 given back.
-        ledger.restore(job_file(batches=40_000), {batch: PART for batch in range(0, 40_000, 2)})
+        ledger.restore(job_file(batches=40_000), dict.fromkeys(range(0, 40000, 2), PART))
         held = [claimed(ledger) for _ in range(1_064)]
         let_leases_expire(client, ledger, *(f"job:{claim.batch}" for claim in held[64:]))
         ledger.sweep("s")
@@ -225,7 +225,7 @@ class TestRefusals:
     def test_a_password_that_is_wanted(self, redis_server) -> None:
         redis_server.client.config_set("requirepass", "secret")
         try:
-            with pytest.raises(RedisUnavailableError, match="wants a password|refuses the user name or password"):
+            with pytest.raises(RedisUnavailableError, match=r"wants a password|refuses the user name or password"):
                 Ledger.connect(redis_server.url, "s")
         finally:
             redis_server.client.config_set("requirepass", "")

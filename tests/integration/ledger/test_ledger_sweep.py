@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from ledger_work import PART, claimed, finish, job_file, let_leases_expire, run, worker
 
-from jobs.ledger import Ledger, Sweep, keys
+from jobs.ledger import Beat, Ledger, Sweep, keys
 from jobs.spec import Status
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -48,8 +48,6 @@ class TestDeadlines:
         assert claimed(ledger).ending is Status.EXPIRED
 
     def test_running_batches_learn_it_from_their_heartbeat(self, ledger: Ledger) -> None:
-        from jobs.ledger import Beat
-
         ledger.accept(job_file(deadline=PAST))
         mine = claimed(ledger)
         ledger.sweep("s")

@@ -1,0 +1,43 @@
+"""One mill for the whole folder: a store, a server, and a worker that serves ``tiny``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mill import Mill, Server
+from tests.models import tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small GPT-2 without a chat template; its context is 128 tokens."""
+    return tiny_model("gpt2", tmp_path_factory.mktemp("models") / "tiny", max_length=128)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def mill(tmp_path_factory: pytest.TempPathFactory, server: Server, tiny: Path) -> Iterator[Mill]:
+    """Serves the model ``tiny``. Nobody serves ``nobody``: its jobs stay as they are."""
+    mill = Mill(tmp_path_factory.mktemp("mill"), server.url)
+    try:
+        mill.workers("tiny", tiny, 1)
+        yield mill
+    finally:
+        mill.close()
+
+
+@pytest.fixture
+def idle(tmp_path: Path, server: Server) -> Iterator[Mill]:
+    """A mill of one test, without workers and with a store of its own that does not exist yet."""
+    mill = Mill(tmp_path, server.url)
+    yield mill
+    mill.close()

@@ -1,0 +1,345 @@
+"""Real processes for tests of the whole pipeline: a Redis server, workers, and the ``promptmill`` command."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import redis
+
+from jobs import layout
+from jobs.ledger import Ledger
+from jobs.permits import queue_key
+from jobs.settings import Settings
+from jobs.spec import JobFile
+from jobs.store import Store
+from producer.cli import main
+from producer.connection import Connection
+from producer.server import server_binary
+
+#: Seconds. Short, so that a test sees a lease expire; long enough for a busy machine's heartbeats.
+LEASE_S, SWEEP_S = 4.0, 0.5
+#: Seconds for anything that is waited for; far more than it takes on a machine that has nothing else to do.
+PATIENCE_S = 90.0
+#: How long the workers that a test kills sit on a batch decides nothing: rows in hand are few on purpose.
+WORKER_FLAGS = ("--device", "cpu", "--threads", "1", "--concurrency", "2", "--max-rows", "16", "--grace", "10")
+
+T = TypeVar("T")
+
+
+def wait_until(what: str, look: Callable[[], T], timeout_s: float = PATIENCE_S, every_s: float = 0.05) -> T:
+    """The first true answer of ``look``. Raises TimeoutError, naming ``what``."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(every_s)
+    raise TimeoutError(f"after {timeout_s:g} s still waiting: {what}")
+
+
+class Server:
+    """A Redis server on a port of its own, with an append-only file; it can be killed and started again."""
+
+    def __init__(self, folder: Path, *extra: str, password: str | None = None) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        login = f":{password}@" if password else ""
+        self.url = f"redis://{login}127.0.0.1:{self.port}/0"
+        # "always": what was answered before a kill is there after it.
+        self._config = ["bind 127.0.0.1", f"port {self.port}", f'dir "{folder}"', 'save ""', "appendonly yes",
+                        "appendfsync always", "maxmemory-policy noeviction", *extra]  # fmt: skip
+        if password:
+            self._config.append(f"requirepass {password}")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client = redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
+
+    def start(self) -> Server:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "server.conf"
+        config.write_text("\n".join(self._config) + "\n")
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen([server_binary(), str(config)], stdout=log, stderr=log)
+        wait_until("the Redis server to answer", self._answers)
+        return self
+
+    def kill(self) -> None:
+        """As a crash does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        self.kill()
+        self.client.close()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(redis.RedisError):
+            return bool(self.client.ping())
+        return False
+
+
+@dataclass
+class Outcome:
+    """What a command left: its exit code and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON document on stdout."""
+        return json.loads(self.out)
+
+    def ok(self) -> Outcome:
+        assert self.code == 0, f"exit {self.code}\nstdout: {self.out}\nstderr: {self.err}"
+        return self
+
+
+class Process:
+    """A worker, or a command that goes on, in a session of its own; its output is in ``log``."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path, **options: Any) -> None:
+        self.log = log
+        self._output = log.open("ab")
+        self.popen = subprocess.Popen(
+            command, stdout=self._output, stderr=self._output, env=environment, start_new_session=True, **options
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.popen.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """The exit status, negative for a signal."""
+        return self.popen.wait(timeout_s)
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def close(self) -> None:
+        if self.alive:
+            self.send(signal.SIGKILL)
+        self.popen.wait()
+        if self.popen.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.popen.stdin.close()
+        self._output.close()
+
+
+@dataclass
+class Mill:
+    """A store, a server, and the processes that work on them. Close it, and they are gone."""
+
+    folder: Path
+    redis_url: str
+    processes: list[Process] = field(default_factory=list)
+
+    @property
+    def store_path(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What commands and workers see."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")}
+        return {**own, "PROMPTMILL_STORE": str(self.store_path), "PROMPTMILL_REDIS_URL": self.redis_url,
+                "PROMPTMILL_LEASE_S": str(LEASE_S), "PROMPTMILL_SWEEP_S": str(SWEEP_S), "OMP_NUM_THREADS": "1",
+                "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # fmt: skip
+
+    # -- Commands.
+
+    def run(self, *arguments: str, stdin: bytes | None = None, timeout_s: float = PATIENCE_S, **env: str) -> Outcome:
+        """``promptmill ARGUMENTS`` as a process of its own."""
+        done = subprocess.run(
+            _promptmill(*arguments), input=stdin if stdin is not None else b"", capture_output=True,
+            env={**self.environment, **env}, timeout=timeout_s, cwd=self.folder, check=False,
+        )  # fmt: skip
+        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def call(self, *arguments: str, stdin: bytes = b"", **env: str) -> Outcome:
+        """``promptmill ARGUMENTS`` within this process: the same code, without the second that a start takes."""
+        out, err = _Pipe(b""), _Pipe(b"")
+        root = logging.getLogger()
+        handlers, level, code = root.handlers[:], root.level, 0
+        with (
+            patch.dict(os.environ, {**self.environment, **env}, clear=True),
+            patch.multiple(sys, argv=["promptmill", *arguments], stdin=_Pipe(stdin), stdout=out, stderr=err),
+            contextlib.chdir(self.folder),
+        ):
+            try:
+                main()
+            except SystemExit as exit:
+                code = exit.code if isinstance(exit.code, int) else 1
+            finally:
+                root.handlers[:] = handlers
+                root.setLevel(level)
+        return Outcome(code, out.text(), err.text())
+
+    def start(self, *arguments: str, name: str = "command", stdin: int = subprocess.DEVNULL, **env: str) -> Process:
+        """``promptmill ARGUMENTS`` in the background."""
+        return self._start(_promptmill(*arguments), name, stdin=stdin, **env)
+
+    def worker(self, model: str, folder: Path, *flags: str) -> Process:
+        """A worker process that serves ``folder`` as ``model``; it may still be loading."""
+        command = [sys.executable, "-m", "worker", "start", "--model", f"{model}={folder}", *WORKER_FLAGS]
+        # The last word: should the tests themselves be killed, their workers end.
+        return self._start([*command, "--parent", str(os.getpid()), *flags], f"worker-{model}")
+
+    def workers(self, model: str, folder: Path, count: int) -> list[Process]:
+        """As many live workers, ready to claim."""
+        started = [self.worker(model, folder) for _ in range(count)]
+        self.wait_for_workers(started)
+        return started
+
+    def wait_for_workers(self, started: list[Process]) -> None:
+        pids = {process.pid for process in started}
+
+        def ready() -> bool:
+            for process in started:
+                assert process.alive, f"the worker ended with {process.popen.returncode}:\n{process.said()}"
+            with self.ledger() as ledger:
+                return pids <= {worker.pid for worker in ledger.workers()}
+
+        wait_until("the workers to register", ready, every_s=0.2)
+
+    def _start(self, command: Sequence[str], name: str, stdin: int = subprocess.DEVNULL, **env: str) -> Process:
+        log = self.folder / f"{name}-{len(self.processes)}.log"
+        environment = {**self.environment, **env}
+        process = Process(command, environment, log, stdin=stdin, cwd=self.folder)
+        self.processes.append(process)
+        return process
+
+    # -- Sources.
+
+    def write(self, name: str, content: str | bytes) -> str:
+        """A file beside the store; its path."""
+        path = self.folder / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    def prompts(self, name: str, count: int, **columns: Any) -> str:
+        """A JSONL file of ``count`` prompts, numbered, with ids; its path. What the name says, the prompts say."""
+        rows = ({"id": f"{name}-{i}", "prompt": f"{name} {i}: the lamp", "number": i, **columns} for i in range(count))
+        return self.write(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    # -- What is there.
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[Connection]:
+        settings = Settings.load(
+            store=str(self.store_path), redis_url=self.redis_url, lease_s=LEASE_S, sweep_s=SWEEP_S
+        )
+        connection = Connection(settings, create=True)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    @contextlib.contextmanager
+    def ledger(self) -> Iterator[Ledger]:
+        with self.connection() as connection:
+            yield connection.ledger
+
+    @property
+    def store(self) -> Store:
+        return Store.open(str(self.store_path), create=True)
+
+    def status(self, job: str) -> dict[str, Any]:
+        """``status --json`` of ``job``."""
+        found: dict[str, Any] = self.call("status", job, "--json").ok().json
+        return found
+
+    def wait_for(self, job: str, *statuses: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+        """The status of ``job`` once it is one of ``statuses``."""
+
+        def look() -> dict[str, Any] | None:
+            status = self.status(job)
+            return status if status["status"] in statuses else None
+
+        return wait_until(f"{job} to be {' or '.join(statuses)}", look, timeout_s, every_s=0.1)
+
+    def wait_for_rows(self, job: str, rows: int) -> dict[str, Any]:
+        """The status of ``job`` once so many of its rows are committed."""
+
+        def look() -> dict[str, Any] | None:
+            status = self.status(job)
+            return status if status["rows"]["completed"] >= rows else None
+
+        return wait_until(f"{rows} rows of {job}", look)
+
+    def job_files(self) -> list[str]:
+        return sorted(path.name for path in (self.store_path / "jobs").glob("*.json"))
+
+    def stages(self) -> list[str]:
+        """The stages that hold a file."""
+        return sorted({path.parts[-3] for path in self.store_path.glob("data/*/*/*") if path.is_file()})
+
+    def queue_length(self, model: str) -> int:
+        with redis.Redis.from_url(self.redis_url) as client:
+            return int(client.llen(queue_key(self.store.id, model)))
+
+    def record(self, job: str) -> JobFile:
+        return JobFile.from_bytes(self.store.get(layout.job_file(job)))
+
+    def dataset(self, job: str) -> Path:
+        return self.store_path / layout.results_prefix(job)
+
+    def table(self, job: str) -> pa.Table:
+        """The rows of an ended job, in the order of its files."""
+        files = sorted(self.dataset(job).glob("data-*.parquet"))
+        return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.close()
+
+
+def rows_in_order(table: pa.Table) -> list[tuple[int, int]]:
+    """The key of each row: its row_index and sample_index."""
+    return list(zip(table["row_index"].to_pylist(), table["sample_index"].to_pylist(), strict=True))
+
+
+class _Pipe(io.TextIOWrapper):
+    """What a command sees as stdin, stdout or stderr; no terminal."""
+
+    def __init__(self, content: bytes) -> None:
+        self._bytes = io.BytesIO(content)
+        super().__init__(self._bytes, encoding="utf-8", write_through=True)
+
+    def text(self) -> str:
+        return self._bytes.getvalue().decode()
+
+
+def _promptmill(*arguments: str) -> list[str]:
+    """The installed command, by the interpreter that runs the tests."""
+    return [sys.executable, "-c", "from producer.cli import main; main()", *arguments]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
