@@ -252,6 +252,8 @@ class JobStatus(_Frozen):
     batches: BatchCounts
     tokens: TokenCounts = TokenCounts()
     running: Running = Running()
+    #: Live workers that serve the job's model.
+    workers: int = 0
     rate: Rate = Rate()
     eta_s: float | None = None
     errors: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -28,7 +29,7 @@ def job_status(connection: Connection, job: str) -> JobStatus:
             raise
         return ended
     if state is not None:
-        return _of_state(connection, state)
+        return _of_state(connection, state, _live_workers(connection)[state.model])
     ended = ended_status(connection, job)
     if ended is not None:
         return ended
@@ -39,7 +40,7 @@ def job_status(connection: Connection, job: str) -> JobStatus:
     state = connection.ledger.job(job)
     if state is None:
         raise UnknownJobError(f"job {job!r} was deleted while its status was read")
-    return _of_state(connection, state)
+    return _of_state(connection, state, _live_workers(connection)[state.model])
 
 
 def ended_status(connection: Connection, job: str) -> JobStatus | None:
@@ -58,7 +59,8 @@ def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
     untold: list[str] = []
     look_up: Callable[[Connection, str], JobStatus | None] = job_status
     try:
-        found = {state.id: _of_state(connection, state) for state in connection.ledger.jobs()}
+        workers = _live_workers(connection)
+        found = {state.id: _of_state(connection, state, workers[state.model]) for state in connection.ledger.jobs()}
     except RedisUnavailableError as error:
         _log.warning("only ended jobs can be shown: %s", error)
         look_up = ended_status
@@ -76,7 +78,12 @@ def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
     return sorted(found.values(), key=lambda status: status.created_at, reverse=True), untold
 
 
-def _of_state(connection: Connection, state: JobState) -> JobStatus:
+def _live_workers(connection: Connection) -> Counter[str]:
+    """How many workers serve each model."""
+    return Counter(worker.model for worker in connection.ledger.workers())
+
+
+def _of_state(connection: Connection, state: JobState, workers: int) -> JobStatus:
     rows = RowCounts(
         total=state.total,
         completed=state.completed,
@@ -98,6 +105,7 @@ def _of_state(connection: Connection, state: JobState) -> JobStatus:
         batches=BatchCounts(total=state.batches, done=state.done, running=state.running),
         tokens=TokenCounts(prompt=state.prompt_tokens, completion=state.completion_tokens),
         running=Running(rows=state.running_rows, tokens=state.running_tokens),
+        workers=0 if state.status.ended else workers,
         rate=Rate(rows_per_s=round(state.rows_per_s, 3), tokens_per_s=round(state.tokens_per_s, 3)),
         eta_s=_eta(state),
         errors=state.errors,

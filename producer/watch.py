@@ -105,7 +105,9 @@ def describe(status: JobStatus, rows_per_s: float, tokens_per_s: float) -> str:
     """The figures of a job in one line."""
     done = min(status.rows.total, status.rows.ended + status.running.rows)
     words = [f"{done:,}/{status.rows.total:,} rows", f"{rows_per_s:,.1f} rows/s", f"{tokens_per_s:,.0f} tok/s"]
-    if status.status is Status.IN_PROGRESS:
+    if status.status is Status.IN_PROGRESS and not status.workers:
+        words = [words[0], f"waiting for a worker to load {status.model}"]
+    elif status.status is Status.IN_PROGRESS:
         words.append(f"ETA {_clock((status.rows.total - done) / rows_per_s)}" if rows_per_s > 0 else "ETA --:--")
     else:
         words.append(status.status.value)

@@ -80,6 +80,7 @@ def status_text(status: JobStatus) -> str:
         ("rows", f"{rows.ended:,} of {rows.total:,} ended: {rows.completed:,} completed, {rows.failed:,} failed, "
                  f"{rows.cancelled:,} cancelled, {rows.expired:,} expired"),
         ("batches", f"{batches.done:,} of {batches.total:,} done, {batches.running:,} running"),
+        ("workers", f"{status.workers:,}"),
         ("tokens", f"{status.tokens.prompt:,} in, {status.tokens.completion:,} out"),
         ("rate", f"{status.rate.rows_per_s:,.1f} rows/s, {status.rate.tokens_per_s:,.0f} tokens/s"),
     ]  # fmt: skip

@@ -61,9 +61,8 @@ class Reads:
     @staticmethod
     def duckdb(folder: Path) -> list[dict[str, Any]]:
         with duckdb.connect() as connection:
-            found = connection.execute(f"SELECT * FROM read_parquet('{folder}/*.parquet')")
-            names = [column[0] for column in found.description]
-            return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+            # Through Arrow: DuckDB's own fetch of times with a zone needs pytz.
+            return connection.execute(f"SELECT * FROM read_parquet('{folder}/*.parquet')").to_arrow_table().to_pylist()
 
 
 @pytest.mark.parametrize("tool", ["pyarrow", "pandas", "polars", "duckdb"])

@@ -66,7 +66,9 @@ class FakeEngine:
         self.failure: BaseException | None = None
         self._tokens_per_second = tokens_per_second
         self._fail_on, self._die_on, self._crash_on, self._hang_on = fail_on, die_on, crash_on, hang_on
-        self._scheduler: PaddedScheduler[Row] = PaddedScheduler(self.limits.max_rows, self.limits.max_batch_tokens)
+        self._scheduler: PaddedScheduler[Row] = PaddedScheduler(
+            self.limits.max_rows, self.limits.max_batch_tokens, max_length=self.limits.max_length
+        )
         self._running: list[Row] = []
         self._wake = threading.Condition()
         self._closing = threading.Event()

@@ -54,7 +54,10 @@ class PaddedEngine:
         #: False if padding changes what the model computes; then only prompts of one length share a batch.
         self.pads = padding.is_harmless(model, self._pad_id)
         self.scheduler: PaddedScheduler[Row] = PaddedScheduler(
-            limits.max_rows, limits.max_batch_tokens, equal_prompts=not self.pads
+            limits.max_rows,
+            limits.max_batch_tokens,
+            max_length=self.limits.max_length,
+            equal_prompts=not self.pads,
         )
         self._counters = _Counters()
         self._running: list[Row] = []

@@ -30,13 +30,15 @@ class PaddedScheduler(Generic[RowT]):
     nearest of all.
 
     A batch costs ``rows x (longest prompt + longest output)`` positions and stays within
-    ``max_batch_tokens``; the anchor is taken even if it alone costs more. ``equal_prompts`` admits only
+    ``max_batch_tokens``; the anchor is taken even if it alone costs more. Longest prompt and longest output together stay within
+    ``max_length``: rows that have ended are still fed to the model until the last one ends. ``equal_prompts`` admits only
     prompts as long as the anchor's, for models that padding would disturb.
     """
 
-    def __init__(self, max_rows: int, max_batch_tokens: int, *, equal_prompts: bool = False) -> None:
+    def __init__(self, max_rows: int, max_batch_tokens: int, *, max_length: int, equal_prompts: bool = False) -> None:
         self.max_rows = max_rows
         self.max_batch_tokens = max_batch_tokens
+        self.max_length = max_length
         self.equal_prompts = equal_prompts
         self._rows: dict[int, RowT] = {}  # in order of arrival
         self._arrivals = 0
@@ -70,7 +72,7 @@ class PaddedScheduler(Generic[RowT]):
         if not self._rows:
             return []
         anchor = self._anchor()
-        batch = _Batch(self._rows[anchor], self.max_rows, self.max_batch_tokens)
+        batch = _Batch(self._rows[anchor], self.max_rows, self.max_batch_tokens, self.max_length)
         taken = [anchor]
         for key in self._candidates(anchor):
             if batch.full:
@@ -117,9 +119,9 @@ class PaddedScheduler(Generic[RowT]):
 class _Batch:
     """The size of a batch while it is being filled."""
 
-    def __init__(self, anchor: Waiting, max_rows: int, max_tokens: int) -> None:
+    def __init__(self, anchor: Waiting, max_rows: int, max_tokens: int, max_length: int) -> None:
         self._rows, self._prompt, self._output = 1, anchor.prompt_tokens, anchor.output_tokens
-        self._max_rows, self._max_tokens = max_rows, max_tokens
+        self._max_rows, self._max_tokens, self._max_length = max_rows, max_tokens, max_length
 
     @property
     def full(self) -> bool:
@@ -129,7 +131,9 @@ class _Batch:
     def offer(self, row: Waiting) -> bool:
         """Count ``row`` in, if it fits."""
         prompt, output = max(self._prompt, row.prompt_tokens), max(self._output, row.output_tokens)
-        if self._rows >= self._max_rows or (self._rows + 1) * (prompt + output) > self._max_tokens:
+        length = prompt + output
+        too_many = self._rows >= self._max_rows or (self._rows + 1) * length > self._max_tokens
+        if too_many or length > self._max_length:
             return False
         self._rows, self._prompt, self._output = self._rows + 1, prompt, output
         return True

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import Problem
+from jobs.errors import InputError, Problem
+from producer.check import Checking, check
+from producer.rows import RowOptions
 from producer.sources import Source, SourceRow, open_source
 
 _MESSAGES = [{"role": "user", "content": "hello"}]
@@ -71,3 +73,22 @@ def test_refuses_by_name_what_it_cannot_honour(bad: dict[str, Any], reason: str)
     assert isinstance(problem, Problem)
     assert problem.line == 2
     assert reason in problem.reason
+
+
+def test_requests_are_checked_like_any_row_and_keep_no_columns() -> None:
+    opened = source(
+        request({"messages": _MESSAGES, "max_completion_tokens": 5}),
+        request({"messages": _MESSAGES, "temperature": -1}, custom_id="b"),
+        request({"model": "m"}, custom_id="c"),
+    )
+    good, hot, empty = Checking(opened, RowOptions(), skip_invalid=True).rows()
+    assert (good.custom_id, good.messages, good.params, good.own) == ("a", _MESSAGES, {"max_tokens": 5}, {})
+    assert hot.problem is not None
+    assert (hot.problem.code, hot.problem.param, hot.custom_id) == ("bad_parameters", "temperature", "b")
+    assert empty.problem is not None
+    assert empty.problem.reason.startswith("has no prompt")
+
+
+def test_prompt_flags_do_not_apply_to_requests() -> None:
+    with pytest.raises(InputError, match="leave out --prompt-column"):
+        check(source(request({"messages": _MESSAGES})), RowOptions(prompt_column="x"))

@@ -52,7 +52,7 @@ def random_prompt(rng: random.Random, length: int, vocabulary: int = 400) -> lis
     return [rng.randrange(FIRST_TEXT_ID, vocabulary) for _ in range(length)]
 
 
-def random_request(rng: random.Random, *, longest_prompt: int = 40, longest_output: int = 14) -> Request:
+def random_request(rng: random.Random, *, longest_prompt: int = 30, longest_output: int = 8) -> Request:
     """A prompt and sampling settings of any kind."""
     return request(
         random_prompt(rng, rng.randint(1, longest_prompt)),
