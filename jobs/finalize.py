@@ -181,9 +181,7 @@ def _check_total(job: JobFile, counts: PartCounts) -> None:
     """P5. Rows whose input was lost count once each: their ``n`` cannot be read any more."""
     lost = counts.errors.get(RowError.INPUT_LOST, 0)
     if counts.rows != job.result_rows and not (lost and job.rows <= counts.rows < job.result_rows):
-        raise DamagedFileError(
-            f"job {job.id}: its parts hold {counts.rows} rows where {job.result_rows} were accepted"
-        )
+        raise DamagedFileError(f"job {job.id}: its parts hold {counts.rows} rows where {job.result_rows} were accepted")
 
 
 def _plan(store: Store, job: JobFile, parts: list[Part]) -> list[PlannedFile]:

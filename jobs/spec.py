@@ -96,7 +96,8 @@ class SamplingParams(_Frozen):
     repetition_penalty: float = Field(default=1.0, gt=0.0, le=100.0)
     #: Generation ends before the first of these; the text never contains it.
     stop: Annotated[
-        tuple[Annotated[str, Field(max_length=1_000)], ...], Field(max_length=16, strict=False),
+        tuple[Annotated[str, Field(max_length=1_000)], ...],
+        Field(max_length=16, strict=False),
         AfterValidator(_no_empty_stop),
     ] = ()
     #: None: a hash of job, row and sample.

@@ -163,9 +163,8 @@ class Store:
         """Remove files; those that are gone already are no error."""
         for path in paths:
             for attempt in self._retrying():
-                with attempt:
-                    with contextlib.suppress(NotFoundError):
-                        self._call(obstore.delete, path)
+                with attempt, contextlib.suppress(NotFoundError):
+                    self._call(obstore.delete, path)
 
     def probe(self) -> None:
         """Try put-if-absent for real: raises StoreUnavailableError if the endpoint ignores it."""
@@ -262,7 +261,8 @@ def _local_backend(root: Path, *, create: bool) -> LocalStore:
             )
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreUnavailableError(f"store {root} cannot be {'created' if create else 'read'}: {error.strerror}") from error
+        verb = "created" if create else "read"
+        raise StoreUnavailableError(f"store {root} cannot be {verb}: {error.strerror}") from error
     if create and not os.access(root, os.W_OK | os.X_OK):
         raise StoreUnavailableError(f"store {root} cannot be written: give this user write permission, or use another")
     return LocalStore(prefix=root)

@@ -90,10 +90,7 @@ class BatchBuilder:
         arrays = [pa.array(fixed[item.name], item.type) for item in INPUT_FIELDS]
         fields: list[pa.Field[Any]] = list(INPUT_FIELDS)
         self._columns.see(dict.fromkeys(name for row in rows for name in row.own))
-        own = {
-            name: self._columns.stage(name, [row.own.get(name) for row in rows])
-            for name in self._columns.names
-        }
+        own = {name: self._columns.stage(name, [row.own.get(name) for row in rows]) for name in self._columns.names}
         for name, array in own.items():
             arrays.append(array)
             fields.append(pa.field(SOURCE_PREFIX + name, array.type))
@@ -120,15 +117,11 @@ class BatchBuilder:
         where batches are cut nor on the order of keys.
         """
         names = sorted(own)
-        texts = [
-            [value if value is None else str(value) for value in own[name].to_pylist()] for name in names
-        ]
+        texts = [[value if value is None else str(value) for value in own[name].to_pylist()] for name in names]
         fields = [fixed[item.name] for item in INPUT_FIELDS[1:]]
         for position, row in enumerate(zip(*fields, strict=True)):
             values = {
-                name: text[position]
-                for name, text in zip(names, texts, strict=True)
-                if text[position] is not None
+                name: text[position] for name, text in zip(names, texts, strict=True) if text[position] is not None
             }
             self._rows_hash.update(orjson.dumps([*row, values]))
             self._rows_hash.update(b"\n")

@@ -107,9 +107,7 @@ class CheckReport:
             "prompt_chars": {
                 "total": self.lengths.total,
                 "longest": self.lengths.longest,
-                "histogram": [
-                    {"from": low, "to": high, "rows": rows} for low, high, rows in self.lengths.histogram()
-                ],
+                "histogram": [{"from": low, "to": high, "rows": rows} for low, high, rows in self.lengths.histogram()],
             },
             "estimated_prompt_tokens": self.prompt_tokens,
             "max_completion_tokens": self.max_tokens,

@@ -50,9 +50,7 @@ def as_text(value: Any) -> str:
 def unknown_column(name: str, columns: Iterable[str]) -> str:
     """Says that there is no such column, which ones there are, and which was perhaps meant."""
     known = list(columns)
-    close = difflib.get_close_matches(name, known, n=1) or [
-        other for other in known if other.lower() == name.lower()
-    ]
+    close = difflib.get_close_matches(name, known, n=1) or [other for other in known if other.lower() == name.lower()]
     hint = f", did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
     return f"there is no column {name!r}{hint} (columns: {shown or 'none'})"
@@ -103,9 +101,7 @@ class ColumnTypes:
 
     def _column(self, source: str, name: str, kinds: set[str]) -> Column:
         if self._types is not None:
-            return Column(
-                source=source, name=name, encoding="typed", arrow=encode_arrow_type(self._types[source])
-            )
+            return Column(source=source, name=name, encoding="typed", arrow=encode_arrow_type(self._types[source]))
         return Column(source=source, name=name, encoding=settle_type(kinds))
 
 

@@ -27,9 +27,7 @@ class Connection:
     @cached_property
     def ledger(self) -> Ledger:
         settings = self.settings
-        ledger = Ledger.connect(
-            settings.redis, self.store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s
-        )
+        ledger = Ledger.connect(settings.redis, self.store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s)
         ledger.register_store(self.store.uri)
         return ledger
 

@@ -44,7 +44,8 @@ def examine(settings: Settings) -> list[Finding]:
             findings.append(_workers(ledger))
         ledger.close()
     except PromptmillError as error:
-        findings.append(Finding("redis", str(error), False, "start Redis, or set PROMPTMILL_REDIS_URL to one that runs"))
+        mend = "start Redis, or set PROMPTMILL_REDIS_URL to one that runs"
+        findings.append(Finding("redis", str(error), False, mend))
     return findings
 
 
@@ -75,7 +76,7 @@ def _redis(server: dict[str, object]) -> list[Finding]:
     )
     durable = bool(server["appendonly"])
     mend = None if durable else "appendonly yes keeps pauses and priorities over a restart (jobs come back anyway)"
-    findings.append(Finding("redis durability", "append-only file on" if durable else "append-only file off", True, mend))
+    findings.append(Finding("redis durability", f"append-only file {'on' if durable else 'off'}", True, mend))
     return findings
 
 

@@ -81,13 +81,9 @@ def allowed(name: str) -> str:
     if name == "logprobs":
         return "true or false"
     kind = "an integer" if name in _INTEGERS else "a number"
-    bounds = {
-        key: value for item in SamplingParams.model_fields[name].metadata for key, value in _bounds(item)
-    }
+    bounds = {key: value for item in SamplingParams.model_fields[name].metadata for key, value in _bounds(item)}
     low = f"from {bounds['ge']:g}" if "ge" in bounds else f"above {bounds['gt']:g}"
-    return (
-        f"{kind} {low} to {bounds['le']:.15g}" if bounds["le"] < 2**53 else f"{kind} {low} to {bounds['le']}"
-    )
+    return f"{kind} {low} to {bounds['le']:.15g}" if bounds["le"] < 2**53 else f"{kind} {low} to {bounds['le']}"
 
 
 def _bounds(item: Any) -> Iterable[tuple[str, Any]]:

@@ -215,4 +215,3 @@ _WRITERS: dict[str, Callable[[Iterator[pa.RecordBatch], pa.Schema, TextIO], int]
     "csv": _write_csv,
     "openai": _write_openai,
 }
-

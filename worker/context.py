@@ -40,9 +40,7 @@ class WorkerContext:
 
     def info(self, rows_per_s: float = 0.0, tokens_per_s: float = 0.0) -> WorkerInfo:
         """The registration with this moment's figures."""
-        return replace(
-            self.registration, in_hand=len(self.leases), rows_per_s=rows_per_s, tokens_per_s=tokens_per_s
-        )
+        return replace(self.registration, in_hand=len(self.leases), rows_per_s=rows_per_s, tokens_per_s=tokens_per_s)
 
     def wait_for_room(self, poll_s: float = 0.05) -> bool:
         """Wait until the engine has room for a batch more; False if the process is draining by then.

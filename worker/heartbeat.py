@@ -151,8 +151,7 @@ class Upkeep(threading.Thread):
         context.ledger.register(context.info(self._pulse.rows_per_s, self._pulse.tokens_per_s))
         held = list(context.leases)
         beats = [
-            Beat(lease.claim.job, lease.claim.batch, lease.claim.token, lease.rows_done, lease.tokens)
-            for lease in held
+            Beat(lease.claim.job, lease.claim.batch, lease.claim.token, lease.rows_done, lease.tokens) for lease in held
         ]
         states = context.ledger.heartbeat(beats) if beats else {}
         for lease in held:

@@ -153,9 +153,7 @@ class JobFlags:
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Bad rows become error rows of the result.", rich_help_panel=_JOB)
     ] = False
-    label: Annotated[
-        list[str] | None, typer.Option(metavar="K=V", help="Repeatable.", rich_help_panel=_JOB)
-    ] = None
+    label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Repeatable.", rich_help_panel=_JOB)] = None
     again: Annotated[
         bool, typer.Option("--again", help="Run work anew that has already ended.", rich_help_panel=_JOB)
     ] = False
@@ -187,9 +185,7 @@ def parse_deadline(text: str) -> datetime:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     try:
         when = (
-            now() + timedelta(**{_UNITS[match[2]]: float(match[1])})
-            if match
-            else datetime.fromisoformat(text.strip())
+            now() + timedelta(**{_UNITS[match[2]]: float(match[1])}) if match else datetime.fromisoformat(text.strip())
         )
     except (ValueError, OverflowError):
         raise InputError(f"--deadline {text!r}: use 90s, 30m, 6h, 2d or a time like 2030-01-31T18:00:00Z") from None

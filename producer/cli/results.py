@@ -25,7 +25,8 @@ def results_command(
     place: PlaceFlags,
     to: Annotated[str | None, typer.Option(metavar="FILE", help="Write the rows here; - is stdout.")] = None,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="FORMAT", help="parquet, jsonl, csv, openai; default: by extension.")
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="parquet, jsonl, csv, openai; default: by extension."),
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Finished batches of a job that still runs.")] = False,
     rows: Annotated[int | None, typer.Option("--head", metavar="N", min=1, help="The first rows only.")] = None,

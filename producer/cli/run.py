@@ -32,9 +32,7 @@ class RunFlags:
 
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.", rich_help_panel=_MACHINE)] = 1
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...", rich_help_panel=_MACHINE)] = "auto"
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16, float16.", rich_help_panel=_MACHINE)
-    ] = "auto"
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.", rich_help_panel=_MACHINE)] = "auto"
     out: Annotated[
         str | None,
         typer.Option(metavar="FILE_OR_DIR", help="Write the results here too; format by extension, parquet in a "

@@ -101,9 +101,7 @@ def submit_command(
         connection.close()
 
 
-def start_job(
-    connection: Connection, source: str, spec: JobSpec, prompts: PromptFlags, job: JobFlags
-) -> Submitted:
+def start_job(connection: Connection, source: str, spec: JobSpec, prompts: PromptFlags, job: JobFlags) -> Submitted:
     """Submit ``source`` with the flags of a command line; bad rows that were skipped are told on stderr."""
     opened = open_source(source, format=prompts.source_format)
     with staging() as progress:

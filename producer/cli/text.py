@@ -51,7 +51,8 @@ def report_text(report: CheckReport, seconds: float) -> str:
         lines.append("prompt length in characters:")
         most = max(rows for _, _, rows in histogram)
         for low, high, rows in histogram:
-            lines.append(f"{low:>10,} to {high:<10,} {'█' * max(1, round(_BAR * rows / most)) if rows else '':{_BAR}} {rows:,}")
+            bar = "█" * max(1, round(_BAR * rows / most)) if rows else ""
+            lines.append(f"{low:>10,} to {high:<10,} {bar:{_BAR}} {rows:,}")
     lines += [f"note: {note}" for note in report.notes]
     for number, shown in enumerate(report.shown, start=1):
         text = shown if isinstance(shown, str) else orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
@@ -65,8 +66,9 @@ def head_text(batches: Iterator[pa.RecordBatch]) -> str:
     for batch in batches:
         for row in batch.to_pylist():
             name = row["custom_id"] if row["custom_id"] is not None else f"row {row['row_index']}"
-            what = row["text"] if row["status"] == "ok" else f"[{row['status']}: {row['error_message'] or row['error_code']}]"
-            lines.append(f"{name}: {what.strip()}")
+            reason = row["error_message"] or row["error_code"] or "not generated"
+            text = row["text"] if row["status"] == "ok" else f"[{row['status']}: {reason}]"
+            lines.append(f"{name}: {text.strip()}")
     return "\n".join(lines) + "\n" if lines else ""
 
 

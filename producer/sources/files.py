@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import gzip
 import io
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -71,14 +73,10 @@ def open_source(source: str, *, format: str | None = None, stdin: BinaryIO | Non
     for path in paths:
         _check_readable(path)
     (name, _) = next(iter(formats))
-    return _open(
-        source, name, lambda: _streams(paths, format), rereadable=all(Path(p).is_file() for p in paths)
-    )
+    return _open(source, name, lambda: _streams(paths, format), rereadable=all(map(os.path.isfile, paths)))
 
 
-def _open(
-    name: str, format: str, streams: Callable[[], Iterator[tuple[str, BinaryIO]]], *, rereadable: bool
-) -> Source:
+def _open(name: str, format: str, streams: Callable[[], Iterator[tuple[str, BinaryIO]]], *, rereadable: bool) -> Source:
     kind = _FORMATS[format]
     delimited: list[DelimitedReader] = []
 
@@ -117,12 +115,10 @@ def _as_requests(source: Source, body: object) -> Source:
 
 def _paths(source: str) -> list[str]:
     if "://" in source:
-        raise InputError(
-            f"{source}: this version reads local files only: download it, or pipe it in with '-'"
-        )
-    if Path(source).exists() or not glob.has_magic(source):
+        raise InputError(f"{source}: this version reads local files only: download it, or pipe it in with '-'")
+    if os.path.exists(source) or not glob.has_magic(source):
         return [source]
-    paths = sorted(path for path in glob.glob(source, recursive=True) if not Path(path).is_dir())
+    paths = sorted(path for path in glob.glob(source, recursive=True) if not os.path.isdir(path))
     if not paths:
         raise InputError(f"{source}: no file matches")
     return paths
@@ -142,28 +138,21 @@ def _format_of(path: str, format: str | None) -> tuple[str, bool]:
         raise InputError(f"{path}: this version does not read .{name} yet: {todo}")
     if format:
         raise InputError(f"format {format!r} is not known: use one of {', '.join(_FORMATS)}")
-    if Path(path).is_dir():
-        raise InputError(
-            f"{path} is a directory: name a file in it, or a glob such as '{path.rstrip('/')}/*.jsonl'"
-        )
-    if not Path(path).exists():
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a directory: name a file in it, or a glob such as '{path.rstrip('/')}/*.jsonl'")
+    if not os.path.exists(path):
         raise InputError(f"{path}: no such file")
     raise InputError(f"{path}: the name does not tell the format: add --format {'|'.join(_FORMATS)}")
 
 
 def _check_readable(path: str) -> None:
     """Raises InputError, in plain words, for what cannot be opened; before anything of the source is read."""
-    file = Path(path)
-    if file.is_dir():
-        raise InputError(
-            f"{path} is a directory: name a file in it, or a glob such as '{path.rstrip('/')}/*.jsonl'"
-        )
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a directory: name a file in it, or a glob such as '{path.rstrip('/')}/*.jsonl'")
     try:
-        # A pipe is opened once only, by the reader.
-        if file.is_fifo():
-            return
-        with file.open("rb"):
-            pass
+        # What is no file, such as a pipe, is opened once only, by the reader.
+        if stat.S_ISREG(os.stat(path).st_mode):
+            open(path, "rb").close()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except PermissionError as error:

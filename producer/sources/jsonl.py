@@ -102,9 +102,7 @@ def _slow(line: bytes, file: str, number: int) -> Item:
         return Problem(file, number, str(error))
     if not isinstance(value, dict):
         kind = _TYPE_NAMES.get(type(value), "null")
-        return Problem(
-            file, number, f'holds {kind}: each line must be a JSON object, such as {{"prompt": ...}}'
-        )
+        return Problem(file, number, f'holds {kind}: each line must be a JSON object, such as {{"prompt": ...}}')
     reason = _unusable(line, value)
     return Problem(file, number, reason) if reason else SourceRow(file, number, value)
 

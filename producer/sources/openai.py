@@ -66,9 +66,7 @@ def _row(row: SourceRow) -> Item:
     if content == "prompt" and "logprobs" in request:
         # Here it is how many alternatives to return; whether there are any is all that is kept.
         request["logprobs"] = True
-    return SourceRow(
-        row.file, row.line, {"custom_id": values["custom_id"], content: body.get(content), **request}
-    )
+    return SourceRow(row.file, row.line, {"custom_id": values["custom_id"], content: body.get(content), **request})
 
 
 def _refusal(key: str, value: Any, content: str) -> str | None:
@@ -76,8 +74,6 @@ def _refusal(key: str, value: Any, content: str) -> str | None:
         return None
     if key not in _NEUTRAL:
         return f"body.{key} is not supported"
-    if any(
-        value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in _NEUTRAL[key]
-    ):
+    if any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in _NEUTRAL[key]):
         return None
     return f"body.{key} is not supported (other than as {_NEUTRAL[key][1]!r})"

@@ -33,9 +33,7 @@ def table_source(table: Any, name: str = "table") -> Source:
         schema, rereadable = reader.schema, False
         source = Source(name, lambda: _table_items(reader, name))
     else:
-        raise InputError(
-            f"cannot read rows from {type(table).__name__}: give dicts, an Arrow table or a data frame"
-        )
+        raise InputError(f"cannot read rows from {type(table).__name__}: give dicts, an Arrow table or a data frame")
     if twice := {column for column in schema.names if schema.names.count(column) > 1}:
         raise InputError(f"{name}: the column {min(twice)!r} occurs twice")
     source.types = {item.name: item.type for item in schema}

@@ -62,7 +62,7 @@ class Reads:
     def duckdb(folder: Path) -> list[dict[str, Any]]:
         with duckdb.connect() as connection:
             # Through Arrow: DuckDB's own fetch of times with a zone needs pytz.
-            return connection.execute(f"SELECT * FROM read_parquet('{folder}/*.parquet')").to_arrow_table().to_pylist()
+            return connection.sql(f"SELECT * FROM read_parquet('{folder}/*.parquet')").to_arrow_table().to_pylist()
 
 
 @pytest.mark.parametrize("tool", ["pyarrow", "pandas", "polars", "duckdb"])

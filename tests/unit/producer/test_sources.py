@@ -236,6 +236,7 @@ class TestFiles:
             ("a.jsonl.zst", "does not read .zst yet: decompress"),
             ("a.dat", "add --format"),
             ("no\0name.txt", "cannot be a path"),
+            ("x" * 300 + ".txt", "cannot be read: File name too long"),
         ],
     )
     def test_refuses_what_it_cannot_open_in_one_line(self, tmp_path: Path, name: str, reason: str) -> None:
@@ -260,6 +261,11 @@ class TestFiles:
         os.chmod(path, 0)
         with pytest.raises(InputError, match="no permission"):
             open_source(path)
+
+    @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that fails when it is read")
+    def test_says_that_reading_fails(self) -> None:
+        with pytest.raises(SourceError, match="/proc/self/mem: cannot be read: Input/output error"):
+            open_source("/proc/self/mem", format="txt")
 
     def test_an_explicit_format_wins_over_the_extension(self, tmp_path: Path) -> None:
         path = written(tmp_path, "a.dat", '{"a": 1}')
