@@ -7,7 +7,6 @@ finalizer may die between any two of them and another goes on.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from jobs import layout
 from jobs.errors import DamagedFileError, NotFoundError
+from jobs.parquet import ParquetBuffer
 from jobs.parts import Part, commit_part, find_part, list_parts
 from jobs.prompts import InputBatch, read_batch
 from jobs.results import (
@@ -26,7 +26,6 @@ from jobs.results import (
     read_part,
     read_row_count,
     result_schema,
-    result_writer,
     write_part,
 )
 from jobs.spec import JobFile, RowError, Status, now
@@ -223,13 +222,12 @@ def _publish_file(
 
 def _merge(store: Store, job: JobFile, parts: list[Part], alive: Progress) -> bytes:
     """The rows of ``parts``, which are in order of row_index and sample_index, as one Parquet file."""
-    sink = io.BytesIO()
     schema = result_schema(job.columns)
-    with result_writer(sink, schema) as writer:
-        for tables in _grouped((read_part(store.get(part.path)) for part in parts), _PARTS_PER_ROW_GROUP):
-            alive()
-            writer.write_table(pa.concat_tables([table.cast(schema) for table in tables]))
-    return sink.getvalue()
+    merged = ParquetBuffer(schema)
+    for tables in _grouped((read_part(store.get(part.path)) for part in parts), _PARTS_PER_ROW_GROUP):
+        alive()
+        merged.write(pa.concat_tables([table.cast(schema) for table in tables]))
+    return merged.finish()
 
 
 def _publish_manifest(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs.errors import DamagedFileError
+from jobs.parquet import read_parquet, to_parquet
 from jobs.spec import SamplingParams
 
 #: Before the name of each of the source's own columns, so that none can clash with ours.
@@ -55,9 +54,7 @@ class InputBatch:
 
 def write_batch(table: pa.Table) -> bytes:
     """The Parquet bytes of one input batch: the INPUT_FIELDS, then ``src:`` columns."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", compression_level=1, write_page_checksum=True)
-    return sink.getvalue()
+    return to_parquet(table, compression_level=1)
 
 
 def read_batch(content: bytes, sampling: SamplingParams) -> InputBatch:
@@ -66,7 +63,7 @@ def read_batch(content: bytes, sampling: SamplingParams) -> InputBatch:
     Raises DamagedFileError where the bytes are not a whole input batch.
     """
     try:
-        table = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
+        table = read_parquet(content)
         own = [name for name in table.column_names if name.startswith(SOURCE_PREFIX)]
         columns = table.select(own).rename_columns([name.removeprefix(SOURCE_PREFIX) for name in own])
         rows = table.select([field.name for field in INPUT_FIELDS]).to_pylist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,9 +10,9 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs.errors import DamagedFileError
+from jobs.parquet import open_parquet, read_parquet, to_parquet
 from jobs.spec import Column
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -156,23 +155,10 @@ def write_part(rows: list[ResultRow], own: pa.Table, columns: tuple[Column, ...]
     return to_parquet(table.replace_schema_metadata({_COUNTS_KEY: counts}))
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """The Parquet bytes of ``table`` as one row group."""
-    sink = io.BytesIO()
-    with result_writer(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def result_writer(sink: io.BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer of result files: zstd, and page checksums so that a flipped bit is found."""
-    return pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True)
-
-
 def read_row_count(content: bytes) -> int:
     """Rows of a Parquet file, from its footer. Raises DamagedFileError."""
     try:
-        return int(pq.read_metadata(io.BytesIO(content)).num_rows)
+        return int(open_parquet(content).metadata.num_rows)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedFileError(f"the file's footer cannot be read: {error}") from error
 
@@ -180,7 +166,7 @@ def read_row_count(content: bytes) -> int:
 def read_part(content: bytes) -> pa.Table:
     """A part's rows. Raises DamagedFileError where the bytes are not a whole Parquet file."""
     try:
-        return pq.read_table(io.BytesIO(content), page_checksum_verification=True)
+        return read_parquet(content)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedFileError(f"the part cannot be read: {error}") from error
 
@@ -188,7 +174,7 @@ def read_part(content: bytes) -> pa.Table:
 def part_counts(content: bytes) -> PartCounts:
     """The counts in a part's footer. Raises DamagedFileError."""
     try:
-        metadata = pq.read_metadata(io.BytesIO(content)).metadata or {}
+        metadata = open_parquet(content).metadata.metadata or {}
         return PartCounts(**orjson.loads(metadata[_COUNTS_KEY]))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"the part's footer cannot be read: {error}") from error

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
-from typing import Any
-
-import pyarrow.dataset as ds
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import InputError, JobNotCompletedError
 from jobs.settings import Settings
@@ -20,6 +18,9 @@ from producer.submit import submit
 from producer.template import Template
 from producer.tend import cancel_job
 from producer.watch import make_display, statuses, watch
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 #: Rows: dicts, an Arrow table or reader, a pandas or Polars frame; or the path of a source.
 Rows = Iterable[Mapping[str, Any]] | str | PathLike[str] | Any

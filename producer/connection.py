@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from jobs.ledger import Ledger
-from jobs.permits import Permits, make_app
-from jobs.reconcile import Reconciler
 from jobs.settings import Settings
 from jobs.store import Store
+
+if TYPE_CHECKING:
+    from jobs.permits import Permits
+    from jobs.reconcile import Reconciler
 
 
 class Connection:
@@ -33,10 +36,15 @@ class Connection:
 
     @cached_property
     def permits(self) -> Permits:
+        # Imported late: Celery takes longer to import than commands that send no permit take to run.
+        from jobs.permits import Permits, make_app
+
         return Permits(make_app(self.settings.redis, self.store.id), self.store.id)
 
     @cached_property
     def reconciler(self) -> Reconciler:
+        from jobs.reconcile import Reconciler
+
         owner = f"producer-{socket.gethostname()}-{os.getpid()}"
         return Reconciler(self.store, self.ledger, self.permits, owner)
 

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
 from jobs import layout
 from jobs.errors import InputError, JobNotCompletedError
+from jobs.parquet import open_parquet
 from jobs.parts import list_parts
 from jobs.records import has_ended, read_job
 from jobs.results import read_part, result_schema
 from jobs.spec import JobFile
 from jobs.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 FORMATS = ("parquet", "jsonl", "csv", "openai")
 
@@ -41,6 +43,9 @@ def dataset_location(store: Store, job: str) -> str:
 
 def open_dataset(store: Store, job: str) -> ds.Dataset:
     """The dataset of an ended job for pyarrow. Raises as ``dataset_location``."""
+    # Imported late: it imports pandas where that is installed, which takes longer than most commands.
+    import pyarrow.dataset as ds
+
     location = dataset_location(store, job)
     record = read_job(store, job)
     paths = sorted(item.path for item in store.list(layout.results_prefix(job)) if item.path.endswith(".parquet"))
@@ -71,9 +76,9 @@ def read_results(store: Store, job: str, *, partial: bool = False) -> Iterator[p
 def _result_tables(store: Store, record: JobFile) -> Iterator[pa.Table]:
     paths = sorted(item.path for item in store.list(layout.results_prefix(record.id)) if item.path.endswith(".parquet"))
     for path in paths:
-        file = pq.ParquetFile(io.BytesIO(store.get(path)))
+        file = open_parquet(store.get(path))
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group)
+            yield file.read_row_group(group, use_threads=False)
 
 
 def head(batches: Iterator[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:

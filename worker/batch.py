@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from jobs.errors import DamagedFileError, UnavailableError, UnknownJobError
@@ -34,19 +36,28 @@ class LeaseLostError(Exception):
 
 def run_permit(worker: WorkerContext) -> None:
     """Use one permit: run one batch, or end one job, whichever the ledger hands out."""
-    if not worker.wait_for_room():
-        return
-    claim = worker.ledger.claim(worker.info())
-    if claim is None:
-        return
+    with ExitStack() as admission:
+        if not admission.enter_context(worker.admission()):
+            return
+        claim = worker.ledger.claim(worker.info())
+        if claim is None:
+            return
+        with _leased(worker, claim) as lease:
+            if claim.more:
+                worker.permits.send(worker.model)
+            if claim.kind == FINALIZE:
+                admission.close()
+                end_job(worker, claim, lease)
+            else:
+                run_batch(worker, claim, lease, admission.close)
+
+
+@contextmanager
+def _leased(worker: WorkerContext, claim: Claim) -> Iterator[HeldLease]:
+    """Hold a lease while it is worked on; work that comes to no end is handed back at once."""
     lease = worker.leases.hold(claim)
     try:
-        if claim.more:
-            worker.permits.send(worker.model)
-        if claim.kind == FINALIZE:
-            end_job(worker, claim, lease)
-        else:
-            run_batch(worker, claim, lease)
+        yield lease
     except UnavailableError as error:
         _log.warning("job %s batch %d is handed back: %s", claim.job, claim.batch, error)
         _release(worker, claim)
@@ -59,24 +70,31 @@ def run_permit(worker: WorkerContext) -> None:
         worker.leases.let_go(lease)
 
 
-def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease) -> None:
-    """Generate a claimed batch and commit its part. Raises LeaseLostError, UnavailableError."""
+def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease, submitted: Callable[[], None]) -> None:
+    """Generate a claimed batch and commit its part; ``submitted`` is called when its rows are in the engine.
+
+    Raises LeaseLostError, UnavailableError.
+    """
     started = time.monotonic()
     job = read_job(worker.store, claim.job)
     part = find_part(worker.store, job.stage, claim.batch)
     if part is None:
-        part = commit_part(worker.store, job.stage, claim.batch, generate(worker, job, claim, lease))
+        part = commit_part(worker.store, job.stage, claim.batch, generate(worker, job, claim, lease, submitted))
     _finish(worker, job, claim, part.counts)
     observe_batch(worker.model, part.counts, time.monotonic() - started)
 
 
-def generate(worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease) -> bytes:
+def generate(
+    worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease, submitted: Callable[[], None]
+) -> bytes:
     """The part of a batch, generated."""
     try:
         source = read_input(worker.store, job, claim.batch)
     except DamagedFileError as error:
         return lost_batch(job, claim.batch, str(error))
-    rows = [row for pending in _submit(worker, job, source, lease) for row in [_collect(worker, job, pending, lease)]]
+    pending = _submit(worker, job, source, lease)
+    submitted()
+    rows = [_collect(worker, one, lease) for one in pending]
     for row in rows:
         row.model, row.model_revision = job.spec.model, worker.registration.revision
         row.attempt, row.worker = claim.attempt, worker.registration.id
@@ -126,7 +144,7 @@ def encode(worker: WorkerContext, prompt: Prompt) -> list[int]:
     return worker.tokenizer.encode(prompt.prompt or "")
 
 
-def _collect(worker: WorkerContext, job: JobFile, pending: _Pending, lease: HeldLease) -> ResultRow:
+def _collect(worker: WorkerContext, pending: _Pending, lease: HeldLease) -> ResultRow:
     """Wait for one row. Raises LeaseLostError when the work is to be dropped."""
     prompt = pending.prompt
     row = ResultRow(prompt.row_index, pending.sample, prompt.custom_id, "ok", seed=pending.seed)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from jobs.ledger import Ledger, WorkerInfo
@@ -33,6 +35,9 @@ class WorkerContext:
     draining: threading.Event = field(default_factory=threading.Event)
     #: Set when the grace period is over: what runs is handed back.
     abandoned: threading.Event = field(default_factory=threading.Event)
+    _admission: threading.Lock = field(default_factory=threading.Lock)
+    _count: threading.Lock = field(default_factory=threading.Lock)
+    _waiting: int = 0
 
     @property
     def model(self) -> str:
@@ -42,14 +47,34 @@ class WorkerContext:
         """The registration with this moment's figures."""
         return replace(self.registration, in_hand=len(self.leases), rows_per_s=rows_per_s, tokens_per_s=tokens_per_s)
 
-    def wait_for_room(self, poll_s: float = 0.05) -> bool:
+    @contextmanager
+    def admission(self, poll_s: float = 0.05) -> Iterator[bool]:
         """Wait until the engine has room for a batch more; False if the process is draining by then.
 
         Room is fewer than twice its rows in hand: enough that it never runs dry, few enough that a crash
-        costs little and that a job which enters is not far behind.
+        costs little and that a job which enters is not far behind. One thread at a time is in here, until its
+        rows are in hand: of many that waited, only one may take the room.
         """
-        while not self.draining.is_set():
-            if self.engine.rows_in_hand < 2 * self.engine.limits.max_rows:
-                return True
-            time.sleep(poll_s)
-        return False
+        with self._counting_waiter(), self._admission:
+            while not self.draining.is_set() and not self.has_room:
+                time.sleep(poll_s)
+            yield not self.draining.is_set()
+
+    @property
+    def has_room(self) -> bool:
+        return self.engine.rows_in_hand < 2 * self.engine.limits.max_rows
+
+    @property
+    def waiting(self) -> int:
+        """Threads that have a permit and wait for room."""
+        return self._waiting
+
+    @contextmanager
+    def _counting_waiter(self) -> Iterator[None]:
+        with self._count:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._count:
+                self._waiting -= 1

@@ -110,7 +110,7 @@ class Upkeep(threading.Thread):
         self._next_beat = self._next_sweep = 0.0
 
     def run(self) -> None:
-        while not self._stopped.wait(self._tick_s):
+        while not self._stopped.is_set():
             try:
                 self.tick()
             except UnavailableError as error:
@@ -119,6 +119,7 @@ class Upkeep(threading.Thread):
                 self._next_sweep = time.monotonic() + self._context.settings.lease_s
             except Exception:
                 _log.exception("upkeep failed and goes on")
+            self._stopped.wait(self._tick_s)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -133,6 +134,19 @@ class Upkeep(threading.Thread):
         if now >= self._next_sweep:
             self._next_sweep = now + self._context.settings.sweep_s
             self._reconciler.run_once()
+        self._top_up()
+
+    def _top_up(self) -> None:
+        """See to it that a permit is at hand when this worker's engine next has room.
+
+        The chain carries as many permits as it was started with, and busy workers may hold them all.
+        """
+        context = self._context
+        if context.draining.is_set() or context.waiting:
+            return
+        queued = context.ledger.queue_length(context.permits.queue_key(context.model))
+        if not queued and context.ledger.claimable(context.model):
+            context.permits.send(context.model)
 
     def _follow_parent(self) -> None:
         """A local run that was killed leaves its workers behind: they drain and end."""

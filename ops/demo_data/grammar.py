@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import string
 import tomllib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from typing import Any
 HERE = Path(__file__).parent
 #: Share of phrases chosen freely instead of by the prompt's digits: what sampling at a temperature draws on.
 FREE_CHOICE = 0.15
+#: Share of products with scrambled words, and of the words that are scrambled in them. Without these the model
+#: copies only words like those of the phrase book, and stumbles over pieces of words that it rarely met.
+SCRAMBLED_PRODUCTS, SCRAMBLED_WORDS = 0.6, 0.35
 
 
 def load_template() -> str:
@@ -48,9 +51,14 @@ def join(parts: list[str]) -> str:
 
 
 class Grammar:
-    """Draws products and writes their copy. `forbidden` are names and features it must never make up."""
+    """Draws products and writes their copy.
 
-    def __init__(self, rng: random.Random, forbidden: Collection[str] = ()) -> None:
+    `forbidden` are names and features it must never make up; `pieces` are what scrambled words are made of, none
+    if it is empty (a tokenizer's entries: the model then learns to copy every one of them).
+    """
+
+    def __init__(self, rng: random.Random, forbidden: Collection[str] = (), pieces: Sequence[str] = ()) -> None:
+        self.pieces = pieces
         self.rng = rng
         self.forbidden = {text.casefold() for text in forbidden}
         phrases = load_phrases()
@@ -66,6 +74,7 @@ class Grammar:
 
     def product(self) -> Product:
         category = self.rng.choice(list(self.categories))
+        self.scrambling = bool(self.pieces) and self.rng.random() < SCRAMBLED_PRODUCTS
         count = self.rng.choice((1, 2, 2, 2, 2, 2, 3, 3, 3))
         features = [self._allowed(self._feature, category) for _ in range(count)]
         return Product(
@@ -100,8 +109,18 @@ class Grammar:
     def _allowed(self, make: Callable[[str], str], category: str) -> str:
         while True:
             text = make(category)
+            if self.scrambling:
+                text = " ".join(self._scrambled(word) for word in text.split(" "))
             if text.casefold() not in self.forbidden:
                 return text
+
+    def _scrambled(self, word: str) -> str:
+        """The word, or another one of some random pieces."""
+        rng = self.rng
+        if rng.random() > SCRAMBLED_WORDS:
+            return word
+        made = "".join(rng.choices(self.pieces, k=rng.choice((1, 2, 2, 3, 4))))
+        return f"{made}-{rng.choice(self.pieces)}" if rng.random() < 0.15 else made
 
     def _name(self, category: str) -> str:
         noun, word, draw = self.rng.choice(self.categories[category]["nouns"]), self._word, self.rng.random()

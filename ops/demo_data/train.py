@@ -15,7 +15,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -42,10 +42,12 @@ def load_products() -> list[Product]:
         return [Product(**{k: v for k, v in row.items() if k != "id"}) for row in csv.DictReader(file)]
 
 
-def make_corpus(count: int, seed: int, products: list[Product]) -> list[tuple[Product, str]]:
+def make_corpus(
+    count: int, seed: int, products: list[Product], pieces: Sequence[str] = ()
+) -> list[tuple[Product, str]]:
     """Pairs of an invented product and its copy, none with a name or a feature of `products`."""
     forbidden = {text for p in products for text in (p.name, *p.features.split(", "))}
-    grammar = Grammar(random.Random(seed), forbidden)
+    grammar = Grammar(random.Random(seed), forbidden, pieces)
     return [(product, grammar.copy(product)) for product in (grammar.product() for _ in range(count))]
 
 
@@ -64,6 +66,12 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def pieces_of(tokenizer: Tokenizer) -> list[str]:
+    """The tokenizer's entries that are letters, without a leading space."""
+    texts = {tokenizer.decode([index]).strip() for index in range(tokenizer.get_vocab_size())}
+    return sorted(text for text in texts if text.isalpha() and len(text) < 8)
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
@@ -208,14 +216,27 @@ def check(path: Path, products: list[Product]) -> dict[str, float]:
     }
 
 
+def start_new(seed: int, products: list[Product]) -> tuple[Tokenizer, LlamaForCausalLM]:
+    template = load_template()
+    corpus = make_corpus(20_000, seed, products)
+    tokenizer = train_tokenizer([product.prompt(template) + copy for product, copy in corpus])
+    return tokenizer, new_model(tokenizer)
+
+
+def start_from(path: Path) -> tuple[Tokenizer, LlamaForCausalLM]:
+    model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return Tokenizer.from_file(str(path / "tokenizer.json")), model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the demo's model.")
     parser.add_argument("--out", type=Path, default=HERE / "model")
+    parser.add_argument("--start", type=Path, help="go on from the model in this folder")
     parser.add_argument("--minutes", type=float, default=13, help="training time; the schedule follows the clock")
     parser.add_argument("--steps", type=int, help="instead of --minutes: a fixed number of steps, for repeatable runs")
     # One: for matrices this small, threads that wait for each other cost more than they bring.
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--examples", type=int, default=80_000)
+    parser.add_argument("--examples", type=int, default=60_000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=7)
@@ -225,14 +246,10 @@ def main() -> None:
     torch.manual_seed(args.seed)
     products, template, steps = load_products(), load_template(), 0
     if not args.check_only:
-        corpus = make_corpus(args.examples, args.seed, products)
-        tokenizer = train_tokenizer([p.prompt(template) + copy for p, copy in corpus[:20_000]])
+        tokenizer, model = start_from(args.start) if args.start else start_new(args.seed, products)
+        corpus = make_corpus(args.examples, args.seed, products, pieces_of(tokenizer))
         pairs = encode(tokenizer, corpus, template)
-        print(
-            f"{len(pairs)} examples, {sum(len(ids) for ids, _ in pairs) / len(pairs):.0f} tokens each",
-            flush=True,
-        )
-        model = new_model(tokenizer)
+        print(f"{len(pairs)} examples, {sum(len(ids) for ids, _ in pairs) / len(pairs):.0f} tokens each", flush=True)
         steps = train(model, pairs, token_id(tokenizer, PAD), args)
         save(model, tokenizer, args.out)
     result = {

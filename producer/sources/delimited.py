@@ -54,7 +54,7 @@ class DelimitedReader:
         self._delimiter = delimiter
         self.header: list[str] | None = None
 
-    def read(self, lines: Iterable[tuple[int, bytes | None]], file: str) -> Iterator[Item]:
+    def __call__(self, lines: Iterable[tuple[int, bytes | None]], file: str) -> Iterator[Item]:
         """The rows of one file; ``line`` is where a row starts, whatever line ends its quoted fields hold.
 
         Raises SourceError for a header that cannot be used and a quoted field that is never closed.

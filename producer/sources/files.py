@@ -36,8 +36,8 @@ class _Format:
 
 _FORMATS = {
     "jsonl": _Format(lambda: read_jsonl, typed=False),
-    "csv": _Format(lambda: DelimitedReader(",").read, typed=True),
-    "tsv": _Format(lambda: DelimitedReader("\t").read, typed=True),
+    "csv": _Format(lambda: DelimitedReader(","), typed=True),
+    "tsv": _Format(lambda: DelimitedReader("\t"), typed=True),
     "txt": _Format(lambda: read_text, typed=True),
 }
 _SAME = {"ndjson": "jsonl"}
@@ -78,19 +78,17 @@ def open_source(source: str, *, format: str | None = None, stdin: BinaryIO | Non
 
 def _open(name: str, format: str, streams: Callable[[], Iterator[tuple[str, BinaryIO]]], *, rereadable: bool) -> Source:
     kind = _FORMATS[format]
-    delimited: list[DelimitedReader] = []
+    reader = kind.reader()
 
     def read() -> Iterator[Item]:
+        nonlocal reader
         reader = kind.reader()
-        owner = getattr(reader, "__self__", None)
-        if isinstance(owner, DelimitedReader):
-            delimited[:] = [owner]
         for file, stream in streams():
             yield from reader(read_lines(stream, file), file)
 
     source = Source(name, read, rereadable=rereadable).look_ahead()
-    if delimited:
-        source.columns = tuple(delimited[0].header or ())
+    if isinstance(reader, DelimitedReader):
+        source.columns = tuple(reader.header or ())
     if kind.typed:
         source.types = dict.fromkeys(source.columns, pa.string())
     first = source.first_row()
@@ -166,8 +164,7 @@ def _check_readable(path: str) -> None:
 def _streams(paths: list[str], format: str | None) -> Iterator[tuple[str, BinaryIO]]:
     for path in paths:
         try:
-            opened = _opened(path, compressed=_format_of(path, format)[1])
-            with opened as stream:
+            with _opened(path, compressed=_format_of(path, format)[1]) as stream:
                 yield path, stream
         except OSError as error:
             raise SourceError([Problem(path, None, f"cannot be read: {error.strerror or error}")]) from error

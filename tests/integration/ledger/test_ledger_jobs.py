@@ -245,11 +245,11 @@ class TestStopping:
         assert getattr(ledger, verb)("job") is Status.CANCELLING
 
         assert ledger.claimable("tiny") == 0
+        assert ledger.sweep("s").expired == []
         claim = claimed(ledger)
         assert (claim.kind, claim.batch, claim.ending) == ("finalize", -1, ending)
         ledger.finalized("job", claim.ending, PartCounts(cancelled=40), claim.token)
         assert state(ledger).status is ending
-        assert ledger.sweep("s").expired == []
 
     @pytest.mark.parametrize(("verb", "verdict"), [("cancel", "cancelled"), ("expire", "expired")])
     def test_owners_learn_it_and_their_last_part_frees_the_finalizer(
@@ -428,14 +428,14 @@ class TestRate:
             finish(ledger, claim)
             claim = claimed(ledger)
             rates.append(state(ledger).rows_per_s)
-        # Ten rows every ten seconds, and then twice that: old seconds must not count for ever.
+        # Ten rows every ten seconds, and then four times that: old seconds must not count for ever.
         assert rates[-1] == pytest.approx(1.0, rel=0.35)
-        for _ in range(12):
-            let_time_pass(redis_server.client, ledger, "job", 5)
+        for _ in range(24):
+            let_time_pass(redis_server.client, ledger, "job", 2.5)
             finish(ledger, claim)
             claim = claimed(ledger)
         found = state(ledger)
-        assert found.rows_per_s == pytest.approx(2.0, rel=0.35)
+        assert found.rows_per_s == pytest.approx(4.0, rel=0.35)
         assert found.tokens_per_s == pytest.approx(25 * found.rows_per_s, rel=0.01)
 
     def test_it_falls_to_zero_when_nothing_comes(self, ledger: Ledger, redis_server) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ledger_work import PART, ROWS, W1, claimed, finish, job_file, job_keys, let_leases_expire, run, worker
 
 from jobs.errors import InputError, UnknownJobError
-from jobs.ledger import Beat, Claim, Finished, LeaseState, Ledger
+from jobs.ledger import Beat, Claim, Finished, LeaseState, Ledger, keys
 from jobs.results import PartCounts
 
 W2 = worker("w2")
@@ -188,6 +188,23 @@ class TestExpiry:
             ledger.sweep("s")
         assert attempts == [1, 2, 3]
 
+    def test_expiries_are_counted_apart_from_releases_and_revivals(self, ledger: Ledger, redis_server) -> None:
+        def expiries() -> str:
+            name = keys.key(ledger.store_id, "job_attempts", "job")
+            return str(redis_server.client.hget(name, "0")).split("|")[1]
+
+        ledger.accept(job_file(batches=1))
+        mine = claimed(ledger)
+        ledger.release("job", 0, mine.token)
+        assert expiries() == "0"
+        mine = claimed(ledger)
+        for _ in range(2):
+            let_leases_expire(redis_server.client, ledger)
+            ledger.sweep("s")
+            assert expiries() == "1"
+            assert beat(ledger, mine) is LeaseState.HELD
+            assert expiries() == "0"
+
     def test_a_heartbeat_revives_a_lease_that_nobody_took(self, ledger: Ledger, redis_server) -> None:
         ledger.accept(job_file(batches=1))
         mine = claimed(ledger)
@@ -288,13 +305,22 @@ class TestHeartbeat:
         assert beat(ledger, two, rows=5) is LeaseState.HELD
         assert ledger.job("job").running_rows == 5
         assert ledger.claimable("tiny") == 2
-        taken = claimed(ledger, W2)
-        assert taken.batch == 1
+        taken, last = claimed(ledger, W2), claimed(ledger, W2)
+        assert (taken.batch, last.batch) == (1, 3)
+        assert ledger.claim(W2) is None
         assert beat(ledger, one) is LeaseState.LOST
         let_leases_expire(redis_server.client, ledger, "job:2")
         ledger.sweep("s")
-        assert run(ledger) == [("job", 2), ("job", 3)]
-        assert finish(ledger, taken)
+        assert run(ledger) == [("job", 2)]
+        assert not finish(ledger, taken)
+        assert finish(ledger, last)
+
+    def test_an_adopted_batch_that_is_given_back_is_claimed_once(self, ledger: Ledger) -> None:
+        ledger.restore(job_file(batches=3), {})
+        assert ledger.heartbeat([Beat("job", 1, "token")]) == {("job", 1): "held"}
+        assert ledger.job("job").started_at is not None
+        ledger.release("job", 1, "token")
+        assert run(ledger) == [("job", 1), ("job", 0), ("job", 2), ("job", -1)]
 
     def test_a_hundred_leases_go_in_one_call(self, ledger: Ledger) -> None:
         ledger.accept(job_file(batches=1_200))

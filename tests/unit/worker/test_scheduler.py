@@ -1,0 +1,144 @@
+"""Which rows make up a padded batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.engine.scheduler import PaddedScheduler
+
+CONTEXT = 1000
+
+
+@dataclass(eq=False)
+class Row:
+    group: str = "job"
+    prompt_tokens: int = 10
+    output_tokens: int = 10
+
+
+rows = st.lists(
+    st.builds(
+        Row,
+        group=st.sampled_from("abcd"),
+        prompt_tokens=st.integers(1, CONTEXT // 2),
+        output_tokens=st.integers(1, CONTEXT // 2),
+    ),
+    max_size=60,
+)
+
+
+def scheduler(max_rows: int = 8, max_batch_tokens: int = 10**6, **options: bool) -> PaddedScheduler[Row]:
+    return PaddedScheduler(max_rows, max_batch_tokens, max_length=CONTEXT, **options)
+
+
+def batches(waiting: PaddedScheduler[Row]) -> list[list[Row]]:
+    taken = []
+    while batch := waiting.next_batch():
+        taken.append(batch)
+    return taken
+
+
+@given(rows, st.integers(1, 10), st.integers(1, 5000), st.booleans())
+def test_every_row_is_taken_once_in_batches_within_the_limits(
+    submitted: list[Row], max_rows: int, max_tokens: int, equal_prompts: bool
+) -> None:
+    waiting = scheduler(max_rows, max_tokens, equal_prompts=equal_prompts)
+    for row in submitted:
+        waiting.add(row)
+
+    taken = batches(waiting)
+
+    assert sorted(map(id, (row for batch in taken for row in batch))) == sorted(map(id, submitted))
+    for batch in taken:
+        longest = max(row.prompt_tokens for row in batch) + max(row.output_tokens for row in batch)
+        assert len(batch) <= max_rows
+        assert len(batch) == 1 or len(batch) * longest <= max_tokens
+        assert longest <= CONTEXT
+        assert not equal_prompts or len({row.prompt_tokens for row in batch}) == 1
+
+
+@given(rows, st.integers(1, 6))
+def test_the_oldest_row_of_some_group_is_in_every_batch_and_groups_take_turns(
+    submitted: list[Row], max_rows: int
+) -> None:
+    waiting = scheduler(max_rows)
+    for row in submitted:
+        waiting.add(row)
+    passed_over: dict[str, int] = {}
+
+    while groups := {row.group for row in waiting}:
+        oldest = {}
+        for row in waiting:
+            oldest.setdefault(row.group, row)
+        anchor = waiting.next_batch()[0]
+        assert oldest[anchor.group] is anchor
+        passed_over = {group: passed_over.get(group, 0) + 1 for group in groups if group != anchor.group}
+        assert max(passed_over.values(), default=0) < len(groups) + 1
+
+
+def test_a_row_unlike_all_others_waits_no_longer_than_those_before_it() -> None:
+    waiting = scheduler(max_rows=4)
+    odd = Row(prompt_tokens=400, output_tokens=400)
+    for row in (Row(), odd):
+        waiting.add(row)
+    for _ in range(100):
+        waiting.add(Row())
+
+    waiting.next_batch()
+
+    assert odd in waiting.next_batch()
+
+
+def test_rows_of_similar_length_share_a_batch() -> None:
+    waiting = scheduler(max_rows=4)
+    for i in range(12):
+        waiting.add(Row(prompt_tokens=(10, 100, 400)[i % 3]))
+
+    assert all(len({row.prompt_tokens for row in batch}) == 1 for batch in batches(waiting))
+
+
+def test_a_small_job_behind_a_large_one_is_in_the_next_batch_whole() -> None:
+    waiting = scheduler(max_rows=32)
+    for i in range(10_000):
+        waiting.add(Row("large", prompt_tokens=5 + i % 90))
+    waiting.next_batch()
+    for i in range(10):
+        waiting.add(Row("small", prompt_tokens=5 + 9 * i))
+
+    batch = waiting.next_batch()
+
+    assert sum(row.group == "small" for row in batch) == 10
+    assert len(batch) == 32
+
+
+def test_rows_put_back_come_first() -> None:
+    waiting = scheduler(max_rows=2)
+    for i in range(6):
+        waiting.add(Row(prompt_tokens=10 + i))
+    first = waiting.next_batch()
+
+    waiting.put_back(first)
+
+    assert waiting.next_batch() == first
+
+
+def test_an_oversized_row_runs_alone() -> None:
+    waiting = scheduler(max_batch_tokens=50)
+    waiting.add(Row(prompt_tokens=500))
+    waiting.add(Row())
+
+    assert [len(batch) for batch in batches(waiting)] == [1, 1]
+
+
+def test_unwanted_rows_can_be_removed() -> None:
+    waiting = scheduler()
+    for i in range(4):
+        waiting.add(Row(prompt_tokens=10 + i))
+
+    removed = waiting.remove(lambda row: row.prompt_tokens % 2 == 0)
+
+    assert [row.prompt_tokens for row in removed] == [10, 12]
+    assert len(waiting) == 2
