@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from jobs import layout
 from jobs.errors import DamagedFileError, NotFoundError
-from jobs.results import PartCounts, part_counts
+from jobs.results import PartCounts, part_counts, read_part
 from jobs.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part that is in the store and whose footer can be read; ``size`` in bytes."""
+    """A part that is in the store and can be read; ``size`` in bytes."""
 
     batch: int
     path: str
@@ -26,8 +26,7 @@ def find_part(store: Store, stage: str, batch: int) -> Part | None:
     while True:
         path = layout.part(stage, batch, generation)
         try:
-            content = store.get(path)
-            return Part(batch, path, part_counts(content), len(content))
+            return _read(store, batch, path)
         except NotFoundError:
             return None
         except DamagedFileError:
@@ -43,11 +42,17 @@ def commit_part(store: Store, stage: str, batch: int, content: bytes) -> Part:
         if store.put_if_absent(path, content):
             return Part(batch, path, part_counts(content), len(content))
         try:
-            winner = store.get(path)
-            return Part(batch, path, part_counts(winner), len(winner))
+            return _read(store, batch, path)
         except DamagedFileError:
             store.put_if_absent(layout.damaged_part(stage, batch, generation), b"")
             generation += 1
+
+
+def _read(store: Store, batch: int, path: str) -> Part:
+    """A part that was read whole: its footer does not tell of a bit that flipped in its pages."""
+    content = store.get(path)
+    read_part(content)
+    return Part(batch, path, part_counts(content), len(content))
 
 
 def list_parts(store: Store, stage: str) -> dict[int, str]:

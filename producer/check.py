@@ -175,35 +175,40 @@ class Checking:
         The whole source is read in any case, so that all its problems are found. Raises InputError for a
         column that was named and that no row has; what is wrong with rows is in the report only.
         """
-        report, lengths, starts = self.report, self.report.lengths, self._starts
-        file, start, position = "", 0, 0
+        report = self.report
+        file, start = "", 0
+        position = 0
         for row in self._checked():
             if row.file != file:
                 file, start = row.file, position
                 self._files.append(file)
-                starts.append(start)
+                self._starts.append(start)
             position = start + row.line
-            report.rows += 1
-            report.result_rows += row.n
             if row.custom_id is not None:
                 self._ids.add(row.custom_id, position)
-            if row.problem is not None:
+            report.rows += 1
+            report.result_rows += row.n
+            if row.problem is None:
+                self._measure(row)
+            else:
                 report.invalid += 1
                 self._note(row.problem)
-            else:
-                report.max_tokens += row.max_tokens * row.n
-                chars = len(row.prompt) if row.prompt is not None else _chars(row.messages)
-                lengths.total += chars
-                lengths.bins[min(chars.bit_length(), _BINS - 1)] += 1
-                if chars > lengths.longest:
-                    lengths.longest = chars
-                if self._show > len(report.shown):
-                    report.shown.append(row.prompt if row.prompt is not None else row.messages or [])
             if not report.total_problems or report.skip_invalid:
                 yield row
         self._find_duplicates()
         if not report.total_problems:
             self._checker.finish()
+
+    def _measure(self, row: CheckedRow) -> None:
+        report, lengths = self.report, self.report.lengths
+        report.max_tokens += row.max_tokens * row.n
+        chars = len(row.prompt) if row.prompt is not None else _chars(row.messages)
+        lengths.total += chars
+        lengths.bins[min(chars.bit_length(), _BINS - 1)] += 1
+        if chars > lengths.longest:
+            lengths.longest = chars
+        if len(report.shown) < self._show:
+            report.shown.append(row.prompt if row.prompt is not None else row.messages or [])
 
     def _checked(self) -> Iterator[CheckedRow]:
         check = self._checker.check

@@ -214,10 +214,10 @@ def _without_content(source: Source) -> Problem:
     columns = ", ".join(source.columns[:20])
     reason = "there is no column 'prompt' or 'messages': name one with --prompt-column, or give a --template"
     mark = next((mark for mark in ";\t|" if mark in columns), None)
-    hint = f"; is the file separated by {mark!r} instead of commas?" if mark and len(source.columns) == 1 else ""
+    hint = f". Is the file separated by {mark!r} instead of commas?" if mark and len(source.columns) == 1 else ""
     first = source.first_row()
     file, line = (first.file, first.line) if first else (source.name, None)
-    return Problem(file, line, f"{reason} (columns: {columns}{hint})")
+    return Problem(file, line, f"{reason} (columns: {columns}){hint}")
 
 
 def _id_column(options: RowOptions, source: Source) -> str | None:

@@ -90,6 +90,8 @@ class RateMeter:
         at = time.monotonic() if at is None else at
         rows = status.rows.ended + status.running.rows
         tokens = status.tokens.completion + status.running.tokens
+        if not tokens:
+            self._seen.clear()  # a model that is being loaded says nothing about the rate
         self._seen.append((at, rows, tokens))
         while len(self._seen) > 2 and at - self._seen[0][0] > RATE_WINDOW_S:
             self._seen.popleft()

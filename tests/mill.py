@@ -205,9 +205,13 @@ class Mill:
 
     def worker(self, model: str, folder: Path, *flags: str) -> Process:
         """A worker process that serves ``folder`` as ``model``; it may still be loading."""
-        command = [sys.executable, "-m", "worker", "start", "--model", f"{model}={folder}", *WORKER_FLAGS]
-        # The last word: should the tests themselves be killed, their workers end.
-        return self._start([*command, "--parent", str(os.getpid()), *flags], f"worker-{model}")
+        # The last two: should the tests themselves be killed, their workers end.
+        own = ("--model", f"{model}={folder}", *WORKER_FLAGS, "--parent", str(os.getpid()))
+        return self.start_worker(*own, *flags)
+
+    def start_worker(self, *flags: str, **env: str) -> Process:
+        """``promptmill-worker start FLAGS`` in the background."""
+        return self._start([sys.executable, "-m", "worker", "start", *flags], "worker", **env)
 
     def workers(self, model: str, folder: Path, count: int) -> list[Process]:
         """As many live workers, ready to claim."""

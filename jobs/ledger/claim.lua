@@ -21,8 +21,8 @@ local function head()
   return b[1], b[2], pinned
 end
 
--- A returned batch, else the next ahead of the cursor. A batch there may be done (restored), or leased
--- or returned already (adopted by a heartbeat after a recover).
+-- A returned batch, else the next ahead of the cursor. A batch there may be done (restored), or leased (adopted
+-- by a heartbeat after a recover); one that was adopted and given back is among the returned.
 local function next_batch(job)
   local batch = call('LPOP', key('job_returned', job))
   if batch then return batch end
@@ -33,8 +33,7 @@ local function next_batch(job)
     if call('GETBIT', done, cursor) == 1 then
       local clear_bit = call('BITPOS', done, 0, cursor, -1, 'BIT')
       cursor = clear_bit < 0 and call('STRLEN', done) * 8 or clear_bit
-    elseif call('HEXISTS', key('job_leases', job), cursor) == 1
-        or call('HEXISTS', key('job_attempts', job), cursor) == 1 then
+    elseif call('HEXISTS', key('job_leases', job), cursor) == 1 then
       cursor = cursor + 1
     else
       set(job, 'cursor', cursor + 1)

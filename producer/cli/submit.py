@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.console import json_out
+from jobs.errors import SourceError
 from jobs.layout import results_prefix
 from jobs.spec import JobSpec
 from producer.check import check
@@ -102,19 +103,23 @@ def submit_command(
 
 
 def start_job(connection: Connection, source: str, spec: JobSpec, prompts: PromptFlags, job: JobFlags) -> Submitted:
-    """Submit ``source`` with the flags of a command line; bad rows that were skipped are told on stderr."""
+    """Submit ``source`` with the flags of a command line; bad rows, skipped or not, are told on stderr."""
     opened = open_source(source, format=prompts.source_format)
-    with staging() as progress:
-        submitted = submit_source(
-            connection,
-            opened,
-            prompts.row_options(spec.sampling),
-            spec,
-            job_id=job.job_id,
-            skip_invalid=job.skip_invalid,
-            again=job.again,
-            progress=progress,
-        )
+    try:
+        with staging() as progress:
+            submitted = submit_source(
+                connection,
+                opened,
+                prompts.row_options(spec.sampling),
+                spec,
+                job_id=job.job_id,
+                skip_invalid=job.skip_invalid,
+                again=job.again,
+                progress=progress,
+            )
+    except SourceError as error:
+        say(problems_text(error.problems, error.total))
+        raise typer.Exit(error.exit_code) from None
     report = submitted.report
     for note in report.notes:
         say(f"note: {note}")

@@ -101,14 +101,14 @@ def _as_requests(source: Source, body: object) -> Source:
     source.notes.append("rows are OpenAI batch requests; they keep no columns of their own but custom_id")
     if isinstance(body, dict) and "model" in body:
         source.notes.append(f"the requests' own model ({body['model']!r} in the first) is ignored")
-    inner = source
-    return Source(
+    requests = Source(
         source.name,
-        lambda: read_requests(inner),
+        lambda: read_requests(source),
         rereadable=source.rereadable,
         openai=True,
         notes=source.notes,
-    ).look_ahead()
+    )
+    return requests.look_ahead()
 
 
 def _paths(source: str) -> list[str]:

@@ -30,9 +30,10 @@ class PaddedScheduler(Generic[RowT]):
     nearest of all.
 
     A batch costs ``rows x (longest prompt + longest output)`` positions and stays within
-    ``max_batch_tokens``; the anchor is taken even if it alone costs more. Longest prompt and longest output together stay within
-    ``max_length``: rows that have ended are still fed to the model until the last one ends. ``equal_prompts`` admits only
-    prompts as long as the anchor's, for models that padding would disturb.
+    ``max_batch_tokens``; the anchor is taken even if it alone costs more. Longest prompt and longest output
+    together stay within ``max_length``: rows that have ended are still fed to the model until the last one
+    ends. ``equal_prompts`` admits only prompts as long as the anchor's, for models that padding would
+    disturb.
     """
 
     def __init__(self, max_rows: int, max_batch_tokens: int, *, max_length: int, equal_prompts: bool = False) -> None:
@@ -43,7 +44,8 @@ class PaddedScheduler(Generic[RowT]):
         self._rows: dict[int, RowT] = {}  # in order of arrival
         self._arrivals = 0
         self._batches = 0
-        self._anchored: dict[str, int] = {}  # group -> number of the batch it was last the anchor of
+        #: When each group was anchor last: the number of batches by then.
+        self._anchored: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -52,6 +54,9 @@ class PaddedScheduler(Generic[RowT]):
         return iter(self._rows.values())
 
     def add(self, row: RowT) -> None:
+        # A group that enters comes before the one that was just anchor, and after all others that wait: neither
+        # can a stream of new groups starve an old one, nor the other way round.
+        self._anchored.setdefault(row.group, self._batches - 0.5)
         self._rows[self._arrivals] = row
         self._arrivals += 1
 
@@ -86,11 +91,11 @@ class PaddedScheduler(Generic[RowT]):
         oldest: dict[str, int] = {}
         for key, row in self._rows.items():
             oldest.setdefault(row.group, key)
-        # Groups that have no row waiting start anew when they return: the dict stays as small as `oldest`.
-        self._anchored = {group: self._anchored.get(group, -1) for group in oldest}
+        # Groups that have no row waiting start anew when they return.
+        self._anchored = {group: self._anchored[group] for group in oldest}
         group = min(oldest, key=lambda name: (self._anchored[name], oldest[name]))
-        self._anchored[group] = self._batches
         self._batches += 1
+        self._anchored[group] = self._batches
         return oldest[group]
 
     def _candidates(self, anchor: int) -> Iterator[int]:

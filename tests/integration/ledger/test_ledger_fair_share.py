@@ -110,3 +110,11 @@ def test_passes_keep_their_digits_when_they_grow_large(ledger: Ledger) -> None:
         ledger.accept(job_file(job, batches=10, created=1 + index, tokens=10))
     # One token more than 2 x 10^15: with the 14 digits of Lua's tostring, "a" would never move on.
     assert jobs_of(ledger, 6) == ["a", "b"] * 3
+
+
+def test_of_a_begun_and_a_new_job_with_equal_passes_the_older_goes_first(ledger: Ledger) -> None:
+    for index, job in enumerate(["x", "y"]):
+        ledger.accept(job_file(job, batches=10, created=index))
+    assert jobs_of(ledger, 3) == ["x", "y", "x"]
+    ledger.accept(job_file("new", batches=10, created=2))
+    assert jobs_of(ledger, 2) == ["y", "new"]

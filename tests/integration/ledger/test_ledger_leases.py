@@ -302,6 +302,7 @@ class TestHeartbeat:
         ledger.restore(job_file(batches=4), {0: PART})
         ledger.recovered()
 
+        assert beat(ledger, done) is LeaseState.LOST
         assert beat(ledger, two, rows=5) is LeaseState.HELD
         assert ledger.job("job").running_rows == 5
         assert ledger.claimable("tiny") == 2

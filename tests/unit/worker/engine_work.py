@@ -34,9 +34,7 @@ def engine_for(loaded: LoadedModel, **limits: int) -> PaddedEngine:
     return PaddedEngine(loaded.model, loaded.tokenizer, EngineLimits(**{"max_length": loaded.max_length, **limits}))
 
 
-def request(
-    prompt_ids: Sequence[int], *, group: str = "job", seed: int = 0, sample: int = 0, **params: Any
-) -> Request:
+def request(prompt_ids: Sequence[int], *, group: str = "job", seed: int = 0, sample: int = 0, **params: Any) -> Request:
     return Request(group, list(prompt_ids), SamplingParams(**params), seed=seed, sample=sample)
 
 

@@ -125,7 +125,7 @@ def test_a_model_that_padding_disturbs_gets_batches_of_equal_prompts(
 def test_the_text_of_a_sampled_row_is_the_same_alone_and_in_any_batch(llama: LoadedModel) -> None:
     rng = random.Random(5)
     one = random_prompt(rng, 9)
-    row = dict(seed=77, max_tokens=30, temperature=1.0)
+    row = {"seed": 77, "max_tokens": 30, "temperature": 1.0}
     alone = run(engine_for(llama), [request(one, **row)])[0]
 
     for _ in range(5):
@@ -200,7 +200,7 @@ class TestEnds:
         loaded = tiny(kind)
         engine = engine_for(loaded)
         prompt = loaded.tokenizer.encode("write a short description")
-        row = dict(max_tokens=40, temperature=1.0, seed=3)
+        row = {"max_tokens": 40, "temperature": 1.0, "seed": 3}
         whole = run(engine, [request(prompt, **row)])[0].text
         stops = {whole[at : at + length] for at in range(len(whole)) for length in (1, 2, 5, 9)}
         # Half of a character is no text that a user could ask to stop at.
