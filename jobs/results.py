@@ -94,7 +94,7 @@ class PartCounts:
             expired=by_status["expired"],
             prompt_tokens=sum(row.prompt_tokens or 0 for row in rows if row.sample_index == 0),
             completion_tokens=sum(row.completion_tokens or 0 for row in rows),
-            errors=dict(Counter(row.error_code for row in rows if row.error_code)),
+            errors=dict(Counter(str(row.error_code) for row in rows if row.error_code)),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -158,19 +158,21 @@ def _source(rows: Any) -> Source:
         return open_source(fspath(rows))
     if hasattr(rows, "__arrow_c_stream__"):
         source = table_source(rows)
-        source.types = {name: _without_views(kind) for name, kind in source.types.items()}
+        source.types = {name: _without_views(kind) for name, kind in (source.types or {}).items()}
         return source
     if isinstance(rows, Iterable):
         return rows_source(rows)
     raise InputError(f"cannot read rows from {type(rows).__name__}: give dicts, a table, a data frame or a path")
 
 
-def _without_views(kind: pa.DataType) -> pa.DataType:
-    """``kind`` with plain strings and lists where it has views, as those of Polars: Arrow cannot yet take rows of them."""
+def _without_views(kind: Any) -> Any:
+    """An Arrow type with plain strings and lists where it has views (Polars' have): Arrow cannot take their rows."""
     if pa.types.is_string_view(kind):
         return pa.string()
     if pa.types.is_binary_view(kind):
         return pa.binary()
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _without_views(kind.value_type), kind.ordered)
     if pa.types.is_struct(kind):
         return pa.struct([item.with_type(_without_views(item.type)) for item in kind])
     if pa.types.is_fixed_size_list(kind):

@@ -117,6 +117,8 @@ class Process:
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path, **options: Any) -> None:
         self.log = log
+        #: Whether this is a worker.
+        self.serves = "worker" in command
         self._output = log.open("ab")
         self.popen = subprocess.Popen(
             command, stdout=self._output, stderr=self._output, env=environment, start_new_session=True, **options
@@ -155,6 +157,7 @@ class Mill:
     """A store, a server, and the processes that work on them. Close it, and they are gone."""
 
     folder: Path
+    #: Empty: none is named, and ``promptmill run`` brings its own server.
     redis_url: str
     processes: list[Process] = field(default_factory=list)
 
@@ -166,9 +169,11 @@ class Mill:
     def environment(self) -> dict[str, str]:
         """What commands and workers see."""
         own = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")}
-        return {**own, "PROMPTMILL_STORE": str(self.store_path), "PROMPTMILL_REDIS_URL": self.redis_url,
-                "PROMPTMILL_LEASE_S": str(LEASE_S), "PROMPTMILL_SWEEP_S": str(SWEEP_S), "OMP_NUM_THREADS": "1",
-                "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # fmt: skip
+        if self.redis_url:
+            own["PROMPTMILL_REDIS_URL"] = self.redis_url
+        return {**own, "PROMPTMILL_STORE": str(self.store_path), "PROMPTMILL_LEASE_S": str(LEASE_S),
+                "PROMPTMILL_SWEEP_S": str(SWEEP_S), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+                "HF_HUB_OFFLINE": "1"}  # fmt: skip
 
     # -- Commands.
 
@@ -254,9 +259,7 @@ class Mill:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
-        settings = Settings.load(
-            store=str(self.store_path), redis_url=self.redis_url, lease_s=LEASE_S, sweep_s=SWEEP_S
-        )
+        settings = Settings.load(store=str(self.store_path), redis_url=self.redis_url, lease_s=LEASE_S, sweep_s=SWEEP_S)
         connection = Connection(settings, create=True)
         try:
             yield connection
@@ -267,6 +270,12 @@ class Mill:
     def ledger(self) -> Iterator[Ledger]:
         with self.connection() as connection:
             yield connection.ledger
+
+    @contextlib.contextmanager
+    def redis(self) -> Iterator[redis.Redis]:
+        """A client with text replies."""
+        with redis.Redis.from_url(self.redis_url, decode_responses=True) as client:
+            yield client
 
     @property
     def store(self) -> Store:
@@ -296,7 +305,7 @@ class Mill:
         return wait_until(f"{rows} rows of {job}", look)
 
     def job_files(self) -> list[str]:
-        return sorted(path.name for path in (self.store_path / "jobs").glob("*.json"))
+        return sorted(path.name for path in (self.store_path / "jobs").glob("*.json") if path.name.count(".") == 1)
 
     def stages(self) -> list[str]:
         """The stages that hold a file."""

@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from jobs.errors import DamagedFileError, UnavailableError, UnknownJobError
 from jobs.finalize import batch_rows, finalize, lost_batch, read_input
 from jobs.ledger import FINALIZE, Claim, LeaseState
@@ -17,7 +19,7 @@ from jobs.prompts import InputBatch, Prompt
 from jobs.records import read_job
 from jobs.recover import recover_job
 from jobs.results import PartCounts, ResultRow, write_part
-from jobs.spec import JobFile, default_seed
+from jobs.spec import JobFile, RowError, default_seed
 from worker.context import WorkerContext
 from worker.engine.request import Completion, Request
 from worker.heartbeat import HeldLease
@@ -25,6 +27,9 @@ from worker.metrics import observe_batch
 from worker.models import TokenizeError
 
 _log = logging.getLogger(__name__)
+
+#: Claims of a batch after which an error that is no fault of engine, store or Redis makes error rows of it.
+MAX_ATTEMPTS = 3
 
 #: The row status of rows that a lease's state took away.
 _STOPPED = {LeaseState.CANCELLED: "cancelled", LeaseState.EXPIRED: "expired"}
@@ -79,9 +84,50 @@ def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease, submitted: 
     job = read_job(worker.store, claim.job)
     part = find_part(worker.store, job.stage, claim.batch)
     if part is None:
-        part = commit_part(worker.store, job.stage, claim.batch, generate(worker, job, claim, lease, submitted))
+        part = commit_part(worker.store, job.stage, claim.batch, _contents(worker, job, claim, lease, submitted))
     _finish(worker, job, claim, part.counts)
     observe_batch(worker.model, part.counts, time.monotonic() - started)
+
+
+def _contents(
+    worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease, submitted: Callable[[], None]
+) -> bytes:
+    """The part of a batch: generated, or error rows where an error that nobody foresaw comes back every time.
+
+    Such a batch would otherwise go round for ever, and its job would never end.
+    """
+    try:
+        return generate(worker, job, claim, lease, submitted)
+    except (LeaseLostError, UnavailableError):
+        raise
+    except Exception as error:
+        if claim.attempt < MAX_ATTEMPTS or worker.engine.failure is not None:
+            raise
+        _log.exception("job %s batch %d: attempt %d failed too: error rows", job.id, claim.batch, claim.attempt)
+        return _failed_batch(worker, job, claim, f"{type(error).__name__}: {error}"[:500])
+
+
+def _failed_batch(worker: WorkerContext, job: JobFile, claim: Claim, message: str) -> bytes:
+    """The part of a batch that cannot be run: ``internal_error`` rows, with its own columns if those can be written."""
+    source = read_input(worker.store, job, claim.batch)
+    rows = [
+        _failed(ResultRow(prompt.row_index, sample, prompt.custom_id, "error"), RowError.INTERNAL_ERROR, message)
+        for prompt in source.prompts
+        for sample in range(prompt.sampling.n)
+    ]
+    _sign(worker, job, claim, rows)
+    first = batch_rows(job, claim.batch).start
+    try:
+        return write_part(rows, source.columns, job.columns, first)
+    except pa.ArrowException:
+        return write_part(rows, pa.table({}), job.columns, first)
+
+
+def _sign(worker: WorkerContext, job: JobFile, claim: Claim, rows: list[ResultRow]) -> None:
+    """Note in each row who made it, and with which model."""
+    for row in rows:
+        row.model, row.model_revision = job.spec.model, worker.registration.revision
+        row.attempt, row.worker = claim.attempt, worker.registration.id
 
 
 def generate(
@@ -95,9 +141,7 @@ def generate(
     pending = _submit(worker, job, source, lease)
     submitted()
     rows = [_collect(worker, one, lease) for one in pending]
-    for row in rows:
-        row.model, row.model_revision = job.spec.model, worker.registration.revision
-        row.attempt, row.worker = claim.attempt, worker.registration.id
+    _sign(worker, job, claim, rows)
     return write_part(rows, source.columns, job.columns, batch_rows(job, claim.batch).start)
 
 

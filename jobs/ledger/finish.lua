@@ -15,7 +15,7 @@ local function judge()
     get(job, 'max_error_rate', 'completed', 'failed', 'base_completed', 'base_failed')
   completed, failed = completed - (base_completed or 0), failed - (base_failed or 0)
   local rows = completed + failed
-  if tonumber(limit) >= 1 or rows < JUDGED_ROWS or failed / rows <= tonumber(limit) then return end
+  if rows < JUDGED_ROWS or failed / rows <= tonumber(limit) then return end
   local errors, worst, most = call('HGETALL', key('job_errors', job)), 'no error code', 0
   for i = 1, #errors, 2 do
     if tonumber(errors[i + 1]) > most then worst, most = errors[i], tonumber(errors[i + 1]) end

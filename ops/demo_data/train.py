@@ -1,6 +1,6 @@
 """Trains the demo's model from nothing, on text that `grammar.py` makes up.
 
-    python ops/demo_data/train.py --minutes 13 --out ops/demo_data/model
+    python ops/demo_data/train.py --minutes 25 --out ops/demo_data/model
 
 The corpus holds pairs of a prompt (`template.txt` filled with an invented product) and its copy. No name and no
 feature of `products.csv` is in it, so what the model writes about those products is generated, not recalled.
@@ -173,9 +173,14 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
         pad_token=PAD,
         padding_side="left",
         model_max_length=POSITIONS,
+        model_input_names=["input_ids", "attention_mask"],
     )
     model.half().save_pretrained(out)
     fast.save_pretrained(out)
+    config = out / "tokenizer_config.json"
+    # transformers 5 writes its own new name for this class, which transformers 4 does not know; both know this one.
+    settings = json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def write_copy(path: Path, products: list[Product], batch: int = 32) -> tuple[list[tuple[str, bool]], float]:
@@ -186,7 +191,7 @@ def write_copy(path: Path, products: list[Product], batch: int = 32) -> tuple[li
     written: list[tuple[str, bool]] = []
     for start in range(0, len(products), batch):
         prompts = [product.prompt(template) for product in products[start : start + batch]]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True)
         output = model.generate(**inputs, max_new_tokens=80, do_sample=False)[:, inputs.input_ids.shape[1] :]
         ended = (output == tokenizer.eos_token_id).any(dim=1).tolist()
         tokens += int((output != tokenizer.pad_token_id).sum())
@@ -232,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the demo's model.")
     parser.add_argument("--out", type=Path, default=HERE / "model")
     parser.add_argument("--start", type=Path, help="go on from the model in this folder")
-    parser.add_argument("--minutes", type=float, default=13, help="training time; the schedule follows the clock")
+    parser.add_argument("--minutes", type=float, default=25, help="training time; the schedule follows the clock")
     parser.add_argument("--steps", type=int, help="instead of --minutes: a fixed number of steps, for repeatable runs")
     # One: for matrices this small, threads that wait for each other cost more than they bring.
     parser.add_argument("--threads", type=int, default=1)

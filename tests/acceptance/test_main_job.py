@@ -112,7 +112,9 @@ def test_the_manifest_agrees_with_the_files(mill: Mill, job: str) -> None:
     assert manifest["rows"] == {"total": ROWS * 3, "completed": ROWS * 3, "failed": 0, "cancelled": 0, "expired": 0}
     assert sum(file["rows"] for file in manifest["files"]) == mill.table(job).num_rows
     assert {file["path"] for file in manifest["files"]} == {path.name for path in folder.glob("*.parquet")}
-    assert not list(mill.store_path.glob(f"data/{mill.record(job).stage}/parts/*")), "parts go when the dataset is whole"
+    assert not list(mill.store_path.glob(f"data/{mill.record(job).stage}/parts/*")), (
+        "parts go when the dataset is whole"
+    )
 
 
 def test_csv_rows_go_through_a_template_and_keep_their_text(mill: Mill) -> None:
@@ -189,9 +191,7 @@ def again(mill: Mill, source: str, *flags: str) -> Outcome:
     return mill.call("submit", source, "--model", "tiny", "--max-tokens", "6", "--wait", *flags)
 
 
-def test_the_same_work_is_the_same_job_and_its_results_are_named(
-    mill: Mill, again_source: str, again_job: str
-) -> None:
+def test_the_same_work_is_the_same_job_and_its_results_are_named(mill: Mill, again_source: str, again_job: str) -> None:
     second = again(mill, again_source).ok()
 
     assert second.out == again_job + "\n"

@@ -74,6 +74,7 @@ class TestRestore:
         assert (found.prompt_tokens, found.completion_tokens) == (55, 206)
         assert found.errors == {"poison": 3}
         assert found.rows_per_s == 0
+        assert found.started_at == found.created_at
         assert run(ledger) == [("job", 1), ("job", 3), ("job", -1)]
 
     def test_it_merges_and_never_counts_twice(self, ledger: Ledger) -> None:
@@ -107,6 +108,13 @@ class TestRestore:
 
         assert ledger.claimable("tiny") == 3
         assert run(ledger) == [("job", 0), ("job", 1_001), ("job", 2_999), ("job", -1)]
+
+    def test_an_ended_job_stays_as_it_is(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file(batches=2))
+        ledger.finalized("job", Status.CANCELLED, PartCounts(cancelled=20), None)
+        ledger.restore(job_file(batches=2), {0: PART})
+        assert (state(ledger).status, state(ledger).completed) == (Status.CANCELLED, 0)
+        assert job_keys(redis_server.client, ledger, "job") == {"job:job"}
 
     def test_batches_that_the_job_does_not_have_are_ignored(self, ledger: Ledger) -> None:
         ledger.restore(job_file(batches=2), {7: PART})
@@ -223,6 +231,13 @@ class TestErrorRate:
         ledger.accept(job_file(batches=3))
         finish(ledger, claimed(ledger), PartCounts(failed=100, cancelled=400, errors={"poison": 100}))
         assert state(ledger).status is Status.IN_PROGRESS
+
+    def test_a_stopping_job_is_not_paused(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=3, max_error_rate=0.0))
+        first, _ = claimed(ledger), claimed(ledger)
+        ledger.cancel("job")
+        finish(ledger, first, PartCounts(failed=300, errors={"poison": 300}))
+        assert state(ledger).status is Status.CANCELLING
 
     def test_the_last_batch_finalizes_instead(self, ledger: Ledger) -> None:
         ledger.accept(job_file(batches=2))

@@ -213,7 +213,9 @@ class TestExpiry:
 
         assert beat(ledger, mine, rows=3) is LeaseState.HELD
 
-        assert ledger.claim(W2) is None
+        ledger.accept(job_file("other", batches=1, created=1))
+        other = claimed(ledger, W2)
+        assert (other.job, other.more) == ("other", False)
         assert ledger.job("job").running_rows == 3
         assert ledger.sweep("s").returned == []
         assert finish(ledger, mine)

@@ -37,7 +37,7 @@ def copies(some: list[dict[str, str]], template: str) -> list[str]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
     model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     prompts = [template.format(**product) for product in some]
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     output = model.generate(**inputs, max_new_tokens=80, do_sample=False)
     texts: list[str] = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts

@@ -1,0 +1,114 @@
+"""What the documentation tells people to type works as it stands there, names of their own things replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import duckdb
+import pytest
+from typer.testing import CliRunner
+
+from tests.mill import Mill
+from worker.cli import app as worker_app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_COMMENT = re.compile(r"\s+# .*")
+_JOB = re.compile(r"job-[0-9a-f]{16}")
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page, text) of every fenced block in ``language``."""
+    return [
+        (page.name, text)
+        for page in PAGES
+        for found, text in _FENCE.findall(page.read_text(encoding="utf-8"))
+        if found == language
+    ]
+
+
+def commands(program: str) -> list[str]:
+    """Every line of the pages, fenced or indented, that runs ``program``."""
+    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
+    stripped = (_COMMENT.sub("", line).strip() for line in lines if not line.startswith("docker"))
+    return sorted({line for line in stripped if line.startswith(f"{program} ") and "`" not in line})
+
+
+def in_store(mill: Mill, job: str, code: str) -> str:
+    """``code`` with the tests' store and a job that is there."""
+    return _JOB.sub(job, code.replace("promptmill-data", str(mill.store_path)))
+
+
+@pytest.fixture(scope="module")
+def ended_job(mill: Mill) -> str:
+    source = mill.prompts("documented", 3)
+    done = mill.call("submit", source, "--model", "tiny", "--max-tokens", "4", "--wait").ok()
+    return done.out.strip()
+
+
+@pytest.fixture(scope="module")
+def folder(mill: Mill) -> Path:
+    """The files that the pages speak of, where a reader would have them."""
+    products = ROOT / "ops" / "demo_data" / "products.csv"
+    head = "".join(products.read_text(encoding="utf-8").splitlines(keepends=True)[:4])
+    mill.write("products.csv", head)
+    mill.write("prompt.txt", "Write one sentence about {name}.\n")
+    mill.write("prompts.jsonl", '{"prompt": "a lamp"}\n{"prompt": "a bag"}\n')
+    mill.write("dump.gz", gzip.compress(b"prompt\na lamp\n"))
+    (mill.folder / "parts").mkdir()
+    (mill.folder / "parts" / "one.csv").write_text(head, encoding="utf-8")
+    return mill.folder
+
+
+@pytest.mark.parametrize("command", commands("promptmill"))
+def test_a_command_of_the_docs_does_what_it_says(
+    mill: Mill, folder: Path, tiny: Path, ended_job: str, command: str
+) -> None:
+    arguments = shlex.split(_JOB.sub(ended_job, command))[1:]
+    if "gpt2" in arguments:  # the one machine's own run: its model is loaded, so take the small one
+        arguments = [f"small={tiny}" if word == "gpt2" else word for word in arguments]
+        arguments[arguments.index("--max-tokens") + 1] = "4"
+        assert mill.run(*arguments).ok().out
+        return
+    assert mill.call(*arguments).ok()
+
+
+@pytest.mark.parametrize("command", commands("promptmill-worker"))
+def test_a_worker_command_of_the_docs_has_flags_that_exist(command: str) -> None:
+    arguments = shlex.split(command)[1:]
+    shown = CliRunner().invoke(worker_app, [arguments[0], "--help"], env={"COLUMNS": "200"}).output
+    assert all(word in shown for word in arguments if word.startswith("--"))
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("python"))
+def test_python_of_the_docs_runs(mill: Mill, ended_job: str, page: str, code: str) -> None:
+    here = in_store(mill, ended_job, code).replace('"copy"', '"tiny"').replace("=60", "=4")
+    with patch.dict(os.environ, mill.environment), contextlib.chdir(mill.folder):
+        exec(compile(here, page, "exec"), {})
+
+
+@pytest.mark.parametrize(("page", "query"), blocks("sql"))
+def test_sql_of_the_docs_runs(mill: Mill, ended_job: str, page: str, query: str) -> None:
+    rows = duckdb.sql(in_store(mill, ended_job, query)).fetchall()
+    assert any("ok" in row for row in rows)
+
+
+def test_the_pages_show_commands_at_all() -> None:
+    assert len(commands("promptmill")) >= 6
+    assert blocks("python")
+    assert blocks("sql")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clean(mill: Mill) -> Iterator[None]:
+    yield
+    shutil.rmtree(mill.folder / "parts", ignore_errors=True)

@@ -1,0 +1,104 @@
+"""``run`` is interrupted, or killed; the same command goes on where it was, and no process is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.mill import Mill, Process, wait_until
+from tests.models import tiny_model
+
+pytestmark = pytest.mark.faults
+
+ROWS = 300
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small model with a chat template."""
+    return tiny_model("gpt2", tmp_path_factory.mktemp("models") / "chat", chat=True, max_length=160)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Mill]:
+    """A mill without a server: ``run`` brings its own."""
+    mill = Mill(tmp_path, "")
+    yield mill
+    mill.close()
+
+
+def arguments(mill: Mill, model: Path) -> tuple[str, ...]:
+    rows = [{"messages": [{"role": "user", "content": f"lamp {n}"}], "number": n} for n in range(ROWS)]
+    source = mill.write("chats.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--batch-size", "10", "--max-tokens", "80", "--device", "cpu")
+    return ("run", source, "--model", f"chat={model}", *flags)
+
+
+def start(mill: Mill, *command: str) -> Process:
+    """Starts ``run`` and waits until it has committed something."""
+    process = mill.start(*command)
+
+    def committed() -> bool:
+        assert process.alive, process.said()
+        return bool(list(mill.store_path.glob("data/*/parts/part-*.parquet")))
+
+    wait_until("the first part", committed)
+    return process
+
+
+def children(mill: Mill) -> list[int]:
+    """Processes that work for this store: their environment or command line names it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                text = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(mill.store_path).encode() in text:
+                found.append(int(entry.name))
+    return found
+
+
+def assert_whole(mill: Mill) -> None:
+    [folder] = (mill.store_path / "results").iterdir()
+    table = pq.read_table(folder, partitioning=None)
+
+    assert (folder / "_SUCCESS").exists()
+    assert table["row_index"].to_pylist() == table["number"].to_pylist() == list(range(ROWS))
+    assert set(table["status"].to_pylist()) == {"ok"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_an_interrupted_and_then_killed_run_goes_on_with_the_same_command(alone: Mill, chat: Path) -> None:
+    command = arguments(alone, chat)
+
+    interrupted = start(alone, *command)
+    interrupted.send(signal.SIGINT)
+    assert interrupted.wait(40) == 130
+    assert "the same command goes on" in interrupted.said()
+    assert "Traceback" not in interrupted.said()
+    assert children(alone) == []
+    parts = len(list(alone.store_path.glob("data/*/parts/*.parquet")))
+    assert 0 < parts < ROWS / 10
+
+    killed = alone.start(*command)
+    wait_until("more parts", lambda: len(list(alone.store_path.glob("data/*/parts/*.parquet"))) > parts)
+    killed.send(signal.SIGKILL)
+    killed.wait()
+    # The server stays for the run that comes next; the workers see that their parent is gone.
+    wait_until("the workers to end", lambda: len(children(alone)) <= 1, timeout_s=40)
+    assert not list(alone.store_path.glob("results/*/_SUCCESS"))
+
+    last = alone.run(*command, "--out", str(alone.folder / "copy.csv")).ok()
+    assert f"{ROWS} of {ROWS} rows completed" in last.out
+    assert len((alone.folder / "copy.csv").read_text().splitlines()) > ROWS
+    assert_whole(alone)
+    assert children(alone) == []
+    assert len(alone.job_files()) == 1

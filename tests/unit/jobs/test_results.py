@@ -1,0 +1,332 @@
+"""Result files: their schema, the source's own columns in them, their damage, and what the usual readers make of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs import layout
+from jobs.errors import DamagedFileError
+from jobs.results import (
+    PartCounts,
+    ResultRow,
+    arrow_type,
+    encode_arrow_type,
+    part_counts,
+    read_part,
+    read_row_count,
+    result_name,
+    result_schema,
+    write_part,
+)
+from jobs.spec import Column, RowError
+from tests.job_work import WHEN, flipped, ok_row
+
+#: DESIGN: the result columns, in order.
+PROMISED = [
+    ("row_index", "int64"), ("sample_index", "int32"), ("custom_id", "string"), ("status", "string"),
+    ("error_code", "string"), ("error_message", "string"), ("text", "string"), ("finish_reason", "string"),
+    ("prompt_tokens", "int32"), ("completion_tokens", "int32"), ("mean_logprob", "float"), ("seed", "int64"),
+    ("model", "string"), ("model_revision", "string"), ("attempt", "int32"), ("worker", "string"),
+    ("started_at", "timestamp[us, tz=UTC]"), ("finished_at", "timestamp[us, tz=UTC]"),
+]  # fmt: skip
+
+NOTHING = pa.table({})
+
+
+def column(encoding: str, name: str = "c", arrow: pa.DataType | None = None) -> Column:
+    return Column(
+        source=name, name=name, encoding=encoding,  # type: ignore[arg-type]
+        arrow=None if arrow is None else encode_arrow_type(arrow),
+    )  # fmt: skip
+
+
+def in_results(staged: pa.Array[Any] | list[Any], own: Column) -> pa.ChunkedArray[Any]:
+    """A staged column, one value a row, as it appears in a part."""
+    array = staged if isinstance(staged, pa.Array) else pa.array(staged, pa.string())
+    rows = [ok_row(index) for index in range(len(array))]
+    return read_part(write_part(rows, pa.table({own.source: array}), (own,), 0)).column(own.name)
+
+
+# -- The schema.
+
+
+def test_the_columns_are_those_that_the_documents_promise() -> None:
+    table = read_part(write_part([ok_row(0)], NOTHING, (), 0))
+    assert [(item.name, str(item.type)) for item in table.schema] == PROMISED
+
+
+def test_columns_of_nulls_alone_keep_their_types() -> None:
+    empty = write_part([ResultRow(0, 0, None, "cancelled")], NOTHING, (), 0)
+    full = write_part([ok_row(0)], NOTHING, (), 0)
+    assert read_part(empty).schema == read_part(full).schema
+    assert read_part(empty).column("mean_logprob").to_pylist() == [None]
+
+
+def test_the_sources_columns_follow_ours_in_their_order() -> None:
+    columns = (column("int64", "b"), column("json", "a"))
+    assert result_schema(columns).names[-3:] == ["finished_at", "b", "a"]
+
+
+def test_a_row_is_read_as_it_was_written() -> None:
+    row = ok_row(7, 1, text="naïve \U0001f600\n\0 \"quoted\", text")
+    (found,) = read_part(write_part([row], NOTHING, (), 7)).to_pylist()
+    assert found == {name: getattr(row, name) for name, _ in PROMISED}
+
+
+def test_rows_are_sorted_by_row_and_sample() -> None:
+    rows = [ok_row(5, 1), ok_row(4, 0), ok_row(5, 0), ok_row(4, 1)]
+    table = read_part(write_part(rows, NOTHING, (), 4))
+    assert list(zip(*(table.column(name).to_pylist() for name in ("row_index", "sample_index")), strict=True)) == [
+        (4, 0), (4, 1), (5, 0), (5, 1),
+    ]  # fmt: skip
+
+
+# -- The source's own columns.
+
+
+def test_csv_strings_stay_as_they_stand() -> None:
+    found = in_results(["007", "1e3", "", None, "TRUE", " x "], column("typed"))
+    assert found.type == pa.string()
+    assert found.to_pylist() == ["007", "1e3", "", None, "TRUE", " x "]
+
+
+@pytest.mark.parametrize(
+    "staged",
+    [
+        pa.array([1, None], pa.uint8()),
+        pa.array([Decimal("1.10"), None], pa.decimal128(10, 2)),
+        pa.array([WHEN, None], pa.timestamp("ns", tz="Europe/Berlin")),
+        pa.array([[1, 2], None], pa.list_(pa.int16())),
+        pa.array([{"a": 1, "b": None}, None], pa.struct([("a", pa.int32()), ("b", pa.string())])),
+        pa.array(["x", None]).dictionary_encode(),
+        pa.array([b"\x00\xff", None], pa.large_binary()),
+        pa.array([1.5, None], pa.float16()),
+        pa.array([True, None]),
+        pa.nulls(2, pa.date32()),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_typed_columns_keep_their_types(staged: pa.Array[Any]) -> None:
+    found = in_results(staged, column("typed", arrow=staged.type))
+    assert found.type == staged.type
+    assert found.to_pylist() == staged.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "staged", "expected", "data_type"),
+    [
+        ("int64", ["1", None, "-9223372036854775808", "9223372036854775807"], [1, None, -(2**63), 2**63 - 1], pa.int64()),
+        ("float64", ["1", None, "0.1", "1e22", "-0.0"], [1.0, None, 0.1, 1e22, -0.0], pa.float64()),
+        ("bool", ["true", None, "false"], [True, None, False], pa.bool_()),
+        ("string", ['"007"', None, '"\\n\\u00e9 \\"x\\""', '""'], ["007", None, '\né "x"', ""], pa.string()),
+        ("json", ["[1,2]", None, '{"a":null}', '"x"', "7"], ["[1,2]", None, '{"a":null}', '"x"', "7"], pa.string()),
+        ("string", [None, None], [None, None], pa.string()),
+        ("int64", [None], [None], pa.int64()),
+    ],
+)  # fmt: skip
+def test_json_columns_get_the_type_that_was_settled(
+    encoding: str, staged: list[str | None], expected: list[Any], data_type: pa.DataType
+) -> None:
+    found = in_results(staged, column(encoding))
+    assert found.type == data_type
+    assert found.to_pylist() == expected
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.none(), min_size=1, max_size=20))
+@settings(deadline=None, max_examples=50)
+def test_every_json_number_comes_back_exactly(values: list[float | None]) -> None:
+    staged = [None if value is None else repr(value) for value in values]
+    assert in_results(staged, column("float64")).to_pylist() == values
+
+
+def test_each_sample_repeats_the_values_of_its_row() -> None:
+    rows = [ok_row(index, sample) for index in (10, 11) for sample in range(3)]
+    table = read_part(write_part(rows, pa.table({"c": ["a", "b"]}), (column("typed"),), 10))
+    assert table.column("c").to_pylist() == ["a", "a", "a", "b", "b", "b"]
+
+
+@pytest.mark.parametrize("own", [column("json"), column("bool"), column("typed", arrow=pa.list_(pa.int8()))])
+def test_a_column_that_a_batch_has_not_seen_is_null_of_its_type(own: Column) -> None:
+    table = read_part(write_part([ok_row(0), ok_row(1)], NOTHING, (own,), 0))
+    assert table.schema.field("c").type == arrow_type(own)
+    assert table.column("c").null_count == 2
+
+
+def test_columns_that_nobody_listed_are_left_out() -> None:
+    table = read_part(write_part([ok_row(0)], pa.table({"dropped": ["x"]}), (), 0))
+    assert "dropped" not in table.column_names
+
+
+def test_a_clashing_column_gets_the_prefix_until_its_name_is_free() -> None:
+    assert result_name("title", {"text"}) == "title"
+    assert result_name("text", {"text"}) == "input_text"
+    assert result_name("text", {"text", "input_text"}) == "input_input_text"
+    own = Column(source="text", name="input_text", encoding="typed")
+    table = read_part(write_part([ok_row(0, text="ours")], pa.table({"text": ["theirs"]}), (own,), 0))
+    assert (table.column("text").to_pylist(), table.column("input_text").to_pylist()) == (["ours"], ["theirs"])
+
+
+# -- Counts.
+
+
+def test_the_footer_says_what_the_part_holds() -> None:
+    rows = [
+        ok_row(0, 0), ok_row(0, 1),
+        ResultRow(1, 0, None, "error", RowError.OUT_OF_MEMORY, prompt_tokens=9),
+        ResultRow(2, 0, None, "error", RowError.OUT_OF_MEMORY), ResultRow(3, 0, None, "error", RowError.POISON),
+        ResultRow(4, 0, None, "cancelled"), ResultRow(5, 0, None, "expired"),
+    ]  # fmt: skip
+    counts = part_counts(write_part(rows, NOTHING, (), 0))
+    assert counts == PartCounts(
+        completed=2, failed=3, cancelled=1, expired=1, prompt_tokens=3 + 9, completion_tokens=10,
+        errors={"out_of_memory": 2, "poison": 1},
+    )  # fmt: skip
+    assert counts.rows == len(rows)
+
+
+def test_a_parquet_file_without_counts_is_no_part() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1]}), sink)
+    content = sink.getvalue().to_pybytes()
+    assert read_row_count(content) == 1
+    with pytest.raises(DamagedFileError):
+        part_counts(content)
+
+
+# -- Damage.
+
+
+def test_any_flipped_bit_of_a_part_is_found() -> None:
+    content = write_part([ok_row(index) for index in range(4)], NOTHING, (), 0)
+    undetected = []
+    for position in range(0, len(content), 3):
+        try:
+            read_part(flipped(content, position, position % 8))
+            undetected.append(position)
+        except DamagedFileError:
+            pass
+    assert undetected == []
+
+
+def test_a_flipped_bit_is_found_by_the_page_checksums_that_other_readers_check_too() -> None:
+    text = "".join(chr(33 + index * 7 % 90) for index in range(5_000))
+    content = write_part([ok_row(0, text=text)], NOTHING, (), 0)
+    column_chunk = pq.read_metadata(pa.BufferReader(content)).row_group(0).column(6)
+    middle = column_chunk.dictionary_page_offset + column_chunk.total_compressed_size // 2
+    with pytest.raises(OSError, match="CRC"):
+        pq.ParquetFile(pa.BufferReader(flipped(content, middle)), page_checksum_verification=True).read()
+
+
+def test_a_cut_part_is_damaged_for_every_reader_of_ours() -> None:
+    content = write_part([ok_row(index) for index in range(4)], NOTHING, (), 0)
+    for length in range(0, len(content), 10):
+        for read in (read_part, part_counts, read_row_count):
+            with pytest.raises(DamagedFileError):
+                read(content[:length])
+
+
+@given(st.integers(min_value=0), st.integers(0, 7))
+@settings(deadline=None, max_examples=200)
+def test_a_flipped_bit_never_ends_a_read_of_the_footer_in_another_error(position: int, bit: int) -> None:
+    content = write_part([ok_row(0)], NOTHING, (), 0)
+    damaged = flipped(content, position % len(content), bit)
+    for read in (part_counts, read_row_count):
+        try:
+            read(damaged)
+        except DamagedFileError:
+            pass
+
+
+# -- What others read.
+
+COLUMNS = (Column(source="sku", name="sku", encoding="typed"), column("float64", "price"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of two jobs as Hive partitions: an ok row and one with nothing, then an error row."""
+    root = tmp_path_factory.mktemp("store")
+    own = pa.table({"sku": ["007", "008"], "price": ["1", None]})
+    first = write_part([ok_row(0, text="naïve"), ResultRow(1, 0, None, "cancelled")], own, COLUMNS, 0)
+    second = write_part([ResultRow(0, 0, "x", "error", RowError.POISON)], NOTHING, COLUMNS, 0)
+    for job, content in (("one", first), ("two", second)):
+        path = root / layout.results_file(job, 0)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    return root / "results"
+
+
+def check_rows(rows: list[dict[str, Any]]) -> None:
+    """The three rows, in order of job and row, as Python values."""
+    assert [row["job_id"] for row in rows] == ["one", "one", "two"]
+    assert [row["sku"] for row in rows] == ["007", "008", None]
+    assert [row["price"] for row in rows] == [1.0, None, None]
+    assert [row["text"] for row in rows] == ["naïve", None, None]
+    assert [row["status"] for row in rows] == ["ok", "cancelled", "error"]
+    assert [row["seed"] for row in rows] == [0, None, None]
+    assert rows[0]["mean_logprob"] == -0.5
+    assert rows[0]["started_at"].astimezone(UTC) == WHEN
+    assert rows[1]["started_at"] is None
+
+
+def test_pyarrow_reads_the_dataset_with_its_partition(folder: Path) -> None:
+    table = ds.dataset(folder, format="parquet", partitioning="hive").to_table().sort_by("job_id")
+    assert [(item.name, str(item.type)) for item in table.schema] == [
+        *PROMISED, ("sku", "string"), ("price", "double"), ("job_id", "string"),
+    ]  # fmt: skip
+    check_rows(table.to_pylist())
+
+
+def test_duckdb_reads_the_dataset_with_its_partition(folder: Path) -> None:
+    with duckdb.connect() as connection:
+        query = f"FROM read_parquet('{folder}/*/*.parquet', hive_partitioning = true) ORDER BY job_id, row_index"
+        relation = connection.sql(query)
+        types = dict(zip(relation.columns, map(str, relation.types), strict=True))
+        check_rows(relation.to_arrow_table().to_pylist())
+    expected = {
+        "row_index": "BIGINT", "sample_index": "INTEGER", "text": "VARCHAR", "mean_logprob": "FLOAT", "seed": "BIGINT",
+        "attempt": "INTEGER", "started_at": "TIMESTAMP WITH TIME ZONE", "sku": "VARCHAR", "price": "DOUBLE",
+        "job_id": "VARCHAR",
+    }  # fmt: skip
+    assert {name: types[name] for name in expected} == expected
+
+
+def test_polars_reads_the_dataset_with_its_partition(folder: Path) -> None:
+    frame = pl.read_parquet(folder / "*/*.parquet", hive_partitioning=True).sort("job_id", "row_index")
+    expected = {
+        "row_index": pl.Int64(), "sample_index": pl.Int32(), "error_code": pl.String(), "mean_logprob": pl.Float32(),
+        "seed": pl.Int64(), "finished_at": pl.Datetime("us", "UTC"), "sku": pl.String(), "price": pl.Float64(),
+        "job_id": pl.String(),
+    }  # fmt: skip
+    assert {name: frame.schema[name] for name in expected} == expected
+    check_rows(frame.to_dicts())
+
+
+def test_pandas_reads_the_dataset_with_its_partition(folder: Path) -> None:
+    frame = pd.read_parquet(folder, dtype_backend="pyarrow").sort_values(["job_id", "row_index"])
+    expected = {
+        "row_index": pa.int64(), "sample_index": pa.int32(), "mean_logprob": pa.float32(), "seed": pa.int64(),
+        "started_at": pa.timestamp("us", "UTC"), "sku": pa.string(), "price": pa.float64(),
+    }  # fmt: skip
+    assert {name: frame[name].dtype.pyarrow_dtype for name in expected} == expected
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    check_rows(rows)
+
+
+def test_plain_pandas_keeps_utc(folder: Path) -> None:
+    frame = pd.read_parquet(folder / "job_id=one")
+    assert str(frame["started_at"].dtype) == "datetime64[us, UTC]"
+    assert frame["started_at"][0] == datetime(2026, 3, 1, 12, 30, 0, 123456, tzinfo=UTC)
