@@ -17,6 +17,7 @@ from jobs import __version__
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.permits import Permits, make_app
 from jobs.reconcile import Reconciler
+from jobs.records import job_ids
 from jobs.settings import Settings
 from jobs.spec import now
 from jobs.store import Store
@@ -56,8 +57,9 @@ class WorkerOptions:
 
 def run_worker(settings: Settings, options: WorkerOptions) -> None:
     """Serve a model until SIGTERM or SIGINT. Raises ModelError, UnavailableError before the first claim."""
-    store = Store.open(settings.store)
+    store = Store.open(settings.store, create=True)
     ledger = Ledger.connect(settings.redis, store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s)
+    _warn_of_other_stores(ledger, store)
     ledger.register_store(store.uri)
     loaded = load_model(
         options.model,
@@ -76,6 +78,13 @@ def run_worker(settings: Settings, options: WorkerOptions) -> None:
         context.engine.close()
         ledger.unregister(context.registration.id)
         ledger.close()
+
+
+def _warn_of_other_stores(ledger: Ledger, store: Store) -> None:
+    """A store without a job beside others in the same Redis is more often a mistyped place than a new one."""
+    others = {uri for store_id, uri in ledger.stores().items() if store_id != store.id}
+    if others and next(job_ids(store), None) is None:
+        _log.warning("the store %s has no jobs; this Redis also serves %s", store.uri, ", ".join(sorted(others)))
 
 
 def build_context(

@@ -1,0 +1,376 @@
+"""From parts to the dataset: whole, once, whatever dies in between and whoever else tries."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import layout
+from jobs.errors import DamagedFileError
+from jobs.finalize import (
+    MissingPartsError,
+    PlannedFile,
+    batch_rows,
+    finalize,
+    lost_batch,
+    manifest_counts,
+    plan_files,
+    read_input,
+    unrun_batch,
+)
+from jobs.parts import Part, commit_part, list_parts
+from jobs.results import PartCounts, ResultRow, part_counts, read_part, result_schema, write_part
+from jobs.spec import JobFile, Status
+from jobs.store import Store
+from tests.job_work import accept_job, dataset, flipped, memory_store, part_bytes, rows_of, run_batches
+
+
+@pytest.fixture
+def store() -> Store:
+    return memory_store()
+
+
+def manifest(store: Store, job: JobFile) -> dict[str, Any]:
+    return orjson.loads(store.get(layout.manifest_file(job.id)))  # type: ignore[no-any-return]
+
+
+def keys_of(table: pa.Table) -> list[tuple[int, int]]:
+    return list(zip(table.column("row_index").to_pylist(), table.column("sample_index").to_pylist(), strict=True))
+
+
+def put_plan(store: Store, job: JobFile, *files: tuple[int, int, int]) -> None:
+    """A plan that another finalizer has stored: (first batch, last batch, rows) of each file."""
+    entries = [dict(zip(("first", "last", "rows"), file, strict=True)) for file in files]
+    store.put_if_absent(layout.plan_file(job.stage), orjson.dumps({"files": entries}))
+
+
+# -- What comes out.
+
+
+def test_a_completed_job_has_every_row_once_in_order(store: Store) -> None:
+    job = accept_job(store, rows=10, batch_size=4, n=2)
+    run_batches(store, job, [2, 0, 1])
+    counts = finalize(store, job, Status.COMPLETED)
+    table = dataset(store, job.id)
+    assert keys_of(table) == [(row, sample) for row in range(10) for sample in range(2)]
+    assert table.column("text").to_pylist() == [f"text {row}.{sample}" for row in range(10) for sample in range(2)]
+    assert table.column("sku").to_pylist() == [f"{row:03d}" for row in range(10) for _ in range(2)]
+    assert table.schema.equals(result_schema(job.columns))
+    assert counts == PartCounts(completed=20, prompt_tokens=30, completion_tokens=100)
+
+
+def test_the_manifest_says_what_the_dataset_holds(store: Store) -> None:
+    job = accept_job(store)
+    run_batches(store, job)
+    counts = finalize(store, job, Status.COMPLETED)
+    found = manifest(store, job)
+    assert (found["job"], found["status"], found["digest"]) == (job.id, "completed", job.digest)
+    assert found["rows"] == {"total": 10, "completed": 10, "failed": 0, "cancelled": 0, "expired": 0}
+    assert found["tokens"] == {"prompt": 30, "completion": 50}
+    assert manifest_counts(store, job.id) == counts
+    (entry,) = found["files"]
+    content = store.get(f"{layout.results_prefix(job.id)}/{entry['path']}")
+    assert (entry["rows"], entry["bytes"]) == (10, len(content))
+    assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_parts_are_removed_after_success_and_the_input_stays(store: Store) -> None:
+    job = accept_job(store)
+    run_batches(store, job)
+    finalize(store, job, Status.COMPLETED)
+    assert store.get(layout.success_file(job.id)) == b""
+    assert list_parts(store, job.stage) == {}
+    assert store.exists(layout.input_batch(job.stage, 0))
+
+
+def test_finalizing_again_changes_nothing_and_removes_what_was_left(store: Store) -> None:
+    job = accept_job(store)
+    run_batches(store, job)
+    counts = finalize(store, job, Status.COMPLETED)
+    before = snapshot(store, job)
+    run_batches(store, job, [1])  # of a worker that had been cut off
+    assert finalize(store, job, Status.CANCELLED) == counts
+    assert snapshot(store, job) == before
+    assert list_parts(store, job.stage) == {}
+
+
+@pytest.mark.parametrize("ending", [Status.CANCELLED, Status.EXPIRED])
+def test_rows_that_nobody_ran_end_as_the_job_did(store: Store, ending: Status) -> None:
+    job = accept_job(store, rows=10, batch_size=4, n=2)
+    run_batches(store, job, [1])
+    counts = finalize(store, job, ending)
+    table = dataset(store, job.id)
+    assert keys_of(table) == [(row, sample) for row in range(10) for sample in range(2)]
+    assert table.column("status").to_pylist() == [str(ending)] * 8 + ["ok"] * 8 + [str(ending)] * 4
+    assert table.column("custom_id").to_pylist() == [f"row-{row}" for row in range(10) for _ in range(2)]
+    assert table.column("sku").to_pylist() == [f"{row:03d}" for row in range(10) for _ in range(2)]
+    assert (counts.rows, counts.completed, getattr(counts, ending)) == (20, 8, 12)
+    assert manifest(store, job)["status"] == ending
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_rows_whose_input_is_lost_say_so(store: Store, damage: str) -> None:
+    job = accept_job(store, rows=10, batch_size=4, n=2)
+    path = layout.input_batch(job.stage, 2)
+    content = store.get(path)
+    store.delete([path])
+    if damage == "cut":
+        store.put_if_absent(path, content[:-50])
+    counts = finalize(store, job, Status.CANCELLED)
+    # Their n cannot be read any more: one row each.
+    assert keys_of(dataset(store, job.id))[-2:] == [(8, 0), (9, 0)]
+    assert (counts.cancelled, counts.failed, counts.errors) == (16, 2, {"input_lost": 2})
+
+
+def test_a_lost_batch_is_error_rows_that_name_the_reason(store: Store) -> None:
+    job = accept_job(store)
+    content = lost_batch(job, 2, "the disk ate it" + "!" * 1_000)
+    rows = read_part(content).to_pylist()
+    assert [row["row_index"] for row in rows] == [8, 9]
+    assert {(row["status"], row["error_code"], row["sku"]) for row in rows} == {("error", "input_lost", None)}
+    assert rows[0]["error_message"].startswith("the disk ate it")
+    assert part_counts(content).errors == {"input_lost": 2}
+
+
+def test_an_unrun_batch_has_the_samples_that_each_row_asked_for(store: Store) -> None:
+    job = accept_job(store, n=3)
+    rows = read_part(unrun_batch(job, 0, read_input(store, job, 0), "expired")).to_pylist()
+    assert [(row["row_index"], row["sample_index"]) for row in rows] == [(r, s) for r in range(4) for s in range(3)]
+    assert {row["status"] for row in rows} == {"expired"}
+
+
+def test_all_batches_but_the_last_are_full(store: Store) -> None:
+    job = accept_job(store, rows=10, batch_size=4)
+    assert [batch_rows(job, batch) for batch in range(3)] == [range(0, 4), range(4, 8), range(8, 10)]
+
+
+# -- What is refused.
+
+
+def test_a_completed_job_without_all_parts_names_the_batches_and_publishes_nothing(store: Store) -> None:
+    job = accept_job(store, rows=20, batch_size=4)
+    run_batches(store, job, [0, 2, 4])
+    with pytest.raises(MissingPartsError) as raised:
+        finalize(store, job, Status.COMPLETED)
+    assert raised.value.batches == [1, 3]
+    assert list(store.list(layout.results_prefix(job.id))) == []
+
+
+@pytest.mark.parametrize("position", [100, -100])
+def test_a_part_that_went_bad_is_missing_and_set_aside(store: Store, position: int) -> None:
+    job = accept_job(store)
+    parts = run_batches(store, job)
+    content = store.get(parts[1].path)
+    store.delete([parts[1].path])
+    store.put_if_absent(parts[1].path, flipped(content, position % len(content)))
+    with pytest.raises(MissingPartsError) as raised:
+        finalize(store, job, Status.COMPLETED)
+    assert raised.value.batches == [1]
+    run_batches(store, job, [1])
+    assert finalize(store, job, Status.COMPLETED).completed == 10
+    assert len(set(keys_of(dataset(store, job.id)))) == 10
+
+
+@pytest.mark.parametrize("rows", [3, 5])
+def test_parts_that_do_not_add_up_to_the_accepted_rows_are_refused(store: Store, rows: int) -> None:
+    job = accept_job(store, rows=10, batch_size=4)
+    run_batches(store, job, [1, 2])
+    wrong = write_part([ResultRow(0, sample, None, "ok") for sample in range(rows)], pa.table({}), job.columns, 0)
+    commit_part(store, job.stage, 0, wrong)
+    with pytest.raises(DamagedFileError, match="rows where 10 were accepted"):
+        finalize(store, job, Status.COMPLETED)
+    assert not store.exists(layout.success_file(job.id))
+
+
+def test_a_result_file_with_other_rows_than_planned_is_refused(store: Store) -> None:
+    job = accept_job(store)
+    run_batches(store, job)
+    store.put_if_absent(layout.results_file(job.id, 0), part_bytes(job, 0))
+    with pytest.raises(DamagedFileError, match="holds 4 rows where 10 were planned"):
+        finalize(store, job, Status.COMPLETED)
+    assert not store.exists(layout.success_file(job.id))
+
+
+def test_success_without_a_readable_manifest_is_damage(store: Store) -> None:
+    job = accept_job(store)
+    store.put_if_absent(layout.success_file(job.id), b"")
+    for content in (b"{", b"[]", b'{"rows": {}}'):
+        store.delete([layout.manifest_file(job.id)])
+        store.put_if_absent(layout.manifest_file(job.id), content)
+        with pytest.raises(DamagedFileError, match=r"_manifest\.json"):
+            finalize(store, job, Status.COMPLETED)
+
+
+def test_a_finalizer_stops_as_soon_as_its_lease_is_lost(store: Store) -> None:
+    job = accept_job(store)
+    run_batches(store, job)
+
+    def lost() -> None:
+        raise TimeoutError("lease lost")
+
+    with pytest.raises(TimeoutError):
+        finalize(store, job, Status.COMPLETED, alive=lost)
+    assert list(store.list(layout.results_prefix(job.id))) == []
+
+
+# -- Files of the right size.
+
+
+def part(batch: int, size: int, rows: int = 1) -> Part:
+    return Part(batch, f"part-{batch}", PartCounts(completed=rows), size)
+
+
+def test_a_file_ends_before_the_part_that_would_take_it_over_the_target() -> None:
+    parts = [part(batch, size) for batch, size in enumerate([40, 60, 1, 99, 100, 250, 10])]
+    assert plan_files(parts, target=100) == [
+        PlannedFile(0, 1, 2), PlannedFile(2, 3, 2), PlannedFile(4, 4, 1), PlannedFile(5, 5, 1), PlannedFile(6, 6, 1),
+    ]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 9)), min_size=1), st.integers(1, 500))
+def test_a_plan_covers_every_batch_once_in_order(shapes: list[tuple[int, int]], target: int) -> None:
+    parts = [part(batch, size, rows) for batch, (size, rows) in enumerate(shapes)]
+    files = plan_files(parts, target)
+    assert [batch for file in files for batch in range(file.first, file.last + 1)] == list(range(len(parts)))
+    for file in files:
+        members = parts[file.first : file.last + 1]
+        assert file.rows == sum(member.counts.rows for member in members)
+        assert sum(member.size for member in members) <= target or len([m for m in members if m.size]) == 1
+
+
+def test_a_stored_plan_is_followed_into_several_files(store: Store) -> None:
+    job = accept_job(store, rows=20, batch_size=4)
+    run_batches(store, job)
+    put_plan(store, job, (0, 1, 8), (2, 2, 4), (3, 4, 8))
+    finalize(store, job, Status.COMPLETED)
+    files = manifest(store, job)["files"]
+    assert [(file["path"], file["rows"]) for file in files] == [
+        ("data-00000.parquet", 8), ("data-00001.parquet", 4), ("data-00002.parquet", 8),
+    ]  # fmt: skip
+    assert [row for row, _ in keys_of(dataset(store, job.id))] == list(range(20))
+
+
+def test_many_small_parts_become_few_row_groups(store: Store) -> None:
+    job = accept_job(store, rows=200, batch_size=2)
+    run_batches(store, job)
+    finalize(store, job, Status.COMPLETED)
+    metadata = pq.read_metadata(io.BytesIO(store.get(layout.results_file(job.id, 0))))
+    assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [128, 72]
+
+
+# -- Crashes and company.
+
+
+class Death(Exception):
+    """The end of a finalizer's process."""
+
+
+class MortalStore(Store):
+    """The files of another store; whoever uses it dies at the ``deadly``-th change, before or after it is made."""
+
+    def __init__(self, other: Store, deadly: int, *, after: bool) -> None:
+        super().__init__(other._backend, other.uri, other.root)
+        self._left, self._after = deadly, after
+
+    def put_if_absent(self, path: str, content: bytes) -> bool:
+        self._live(before=True)
+        won = super().put_if_absent(path, content)
+        self._live(before=False)
+        return won
+
+    def delete(self, paths: list[str]) -> None:
+        for path in paths:
+            self._live(before=True)
+            super().delete([path])
+            self._live(before=False)
+
+    def _live(self, *, before: bool) -> None:
+        if before:
+            self._left -= 1
+        if self._left == 0 and before is not self._after:
+            raise Death
+
+
+def snapshot(store: Store, job: JobFile) -> dict[str, bytes]:
+    """The published files but for the times in the manifest."""
+    files = {item.path: store.get(item.path) for item in store.list(layout.results_prefix(job.id))}
+    said = orjson.loads(files.pop(layout.manifest_file(job.id)))
+    del said["ended_at"]
+    return {**files, "manifest": orjson.dumps(said)}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("ending", [Status.COMPLETED, Status.CANCELLED])
+def test_whenever_a_finalizer_dies_another_ends_with_the_same_dataset(ending: Status, after: bool) -> None:
+    def prepared() -> tuple[Store, JobFile]:
+        store = memory_store()
+        job = accept_job(store, rows=10, batch_size=2, n=2)
+        run_batches(store, job, None if ending == Status.COMPLETED else [0, 3])
+        put_plan(store, job, (0, 1, 8), (2, 4, 12))
+        return store, job
+
+    store, job = prepared()
+    counts = finalize(store, job, ending)
+    expected, deaths = snapshot(store, job), 0
+    for deadly in range(1, 100):
+        store, job = prepared()
+        try:
+            finalize(MortalStore(store, deadly, after=after), job, ending)
+            break
+        except Death:
+            deaths += 1
+        if store.exists(layout.success_file(job.id)):
+            assert snapshot(store, job) == expected
+        assert finalize(store, job, ending) == counts
+        assert snapshot(store, job) == expected
+        assert list_parts(store, job.stage) == {}
+    # The plan, two files, the manifest, _SUCCESS; five parts put or not, and removed.
+    assert deaths >= 10
+
+
+@pytest.mark.parametrize("ending", [Status.COMPLETED, Status.CANCELLED])
+def test_two_finalizers_at_once_publish_one_dataset(ending: Status) -> None:
+    for _ in range(5):
+        store = memory_store()
+        job = accept_job(store, rows=12, batch_size=2)
+        run_batches(store, job, None if ending == Status.COMPLETED else [1, 4])
+        put_plan(store, job, (0, 2, 6), (3, 5, 6))
+        gate = threading.Barrier(3)
+
+        def end(_: int, store: Store = store, job: JobFile = job, gate: threading.Barrier = gate) -> PartCounts:
+            gate.wait()
+            return finalize(store, job, ending)
+
+        with ThreadPoolExecutor(3) as pool:
+            counts = list(pool.map(end, range(3)))
+        assert counts[0] == counts[1] == counts[2]
+        table = dataset(store, job.id)
+        assert [row for row, _ in keys_of(table)] == list(range(12))
+        assert Counter(table.column("status").to_pylist())["ok"] == counts[0].completed
+        names = sorted(item.path.rsplit("/", 1)[-1] for item in store.list(layout.results_prefix(job.id)))
+        assert names == ["_SUCCESS", "_manifest.json", "data-00000.parquet", "data-00001.parquet"]
+
+
+def test_a_finalizer_whose_parts_another_removed_takes_that_ones_dataset(store: Store) -> None:
+    job = accept_job(store)
+    run_batches(store, job)
+    calls = []
+
+    def alive() -> None:
+        calls.append(1)
+        if len(calls) == 2:  # in the middle of looking for parts
+            finalize(store, job, Status.COMPLETED)
+
+    assert finalize(store, job, Status.COMPLETED, alive=alive).completed == 10
+    assert len(rows_of(job, 0)) == 4
