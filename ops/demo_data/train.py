@@ -2,9 +2,10 @@
 
     python ops/demo_data/train.py --minutes 25 --out ops/demo_data/model
 
-The corpus holds pairs of a prompt (`template.txt` filled with an invented product) and its copy. No name and no
-feature of `products.csv` is in it, so what the model writes about those products is generated, not recalled.
-The loss is taken on the copy alone. At the end the model is reloaded as it was saved and checked on products.csv.
+The corpus holds pairs of a prompt (`template.txt` filled with an invented product) and its copy. No name of
+`products.csv` is in it, and none of its features as a whole, so what the model writes about those products is
+generated, not recalled. The loss is taken on the copy alone. At the end the model is reloaded as it was saved and
+checked on products.csv.
 """
 
 from __future__ import annotations

@@ -135,12 +135,12 @@ def test_lost_permits_lose_no_work(mill: Mill, workers: list[Process]) -> None:
 
 
 def test_a_producer_that_is_killed_while_it_stages_has_accepted_nothing(mill: Mill, workers: list[Process]) -> None:
-    lines = [json.dumps({"prompt": f"staged {number}", "number": number}) + "\n" for number in range(60)]
-    flags = ("submit", "-", "--model", "tiny", "--max-tokens", "4", "--batch-size", "10")
+    lines = [json.dumps({"prompt": f"staged {number}", "number": number}) + "\n" for number in range(600)]
+    flags = ("submit", "-", "--model", "tiny", "--max-tokens", "2", "--batch-size", "100")
     before, stages = mill.job_files(), set(mill.stages())
     producer = mill.start(*flags, stdin=subprocess.PIPE)
     assert producer.popen.stdin is not None
-    producer.popen.stdin.write("".join(lines[:45]).encode())
+    producer.popen.stdin.write("".join(lines[:450]).encode())
     producer.popen.stdin.flush()
     wait_until("the first batches to be staged", lambda: set(mill.stages()) - stages)
     producer.send(signal.SIGKILL)
@@ -148,7 +148,7 @@ def test_a_producer_that_is_killed_while_it_stages_has_accepted_nothing(mill: Mi
 
     assert mill.job_files() == before
     done = mill.call(*flags, "--wait", stdin="".join(lines).encode()).ok()
-    assert_exactly(mill, done.out.strip(), 60)
+    assert_exactly(mill, done.out.strip(), 600)
 
 
 def test_a_job_whose_producer_died_before_it_told_redis_is_run(mill: Mill, workers: list[Process]) -> None:

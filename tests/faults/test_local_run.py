@@ -16,7 +16,7 @@ from tests.models import tiny_model
 
 pytestmark = pytest.mark.faults
 
-ROWS = 300
+ROWS = 150
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def alone(tmp_path: Path) -> Iterator[Mill]:
 def arguments(mill: Mill, model: Path) -> tuple[str, ...]:
     rows = [{"messages": [{"role": "user", "content": f"lamp {n}"}], "number": n} for n in range(ROWS)]
     source = mill.write("chats.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    flags = ("--batch-size", "10", "--max-tokens", "80", "--device", "cpu")
+    flags = ("--batch-size", "5", "--max-tokens", "80", "--device", "cpu")
     return ("run", source, "--model", f"chat={model}", *flags)
 
 
@@ -86,7 +86,7 @@ def test_an_interrupted_and_then_killed_run_goes_on_with_the_same_command(alone:
     assert "Traceback" not in interrupted.said()
     assert children(alone) == []
     parts = len(list(alone.store_path.glob("data/*/parts/*.parquet")))
-    assert 0 < parts < ROWS / 10
+    assert 0 < parts < ROWS / 5
 
     killed = alone.start(*command)
     wait_until("more parts", lambda: len(list(alone.store_path.glob("data/*/parts/*.parquet"))) > parts)

@@ -33,7 +33,7 @@ from jobs.parts import Part, commit_part, list_parts
 from jobs.results import PartCounts, ResultRow, part_counts, read_part, result_schema, write_part
 from jobs.spec import JobFile, Status
 from jobs.store import Store
-from tests.job_work import accept_job, dataset, flipped, memory_store, part_bytes, rows_of, run_batches
+from tests.job_work import accept_job, dataset, flipped, memory_store, part_bytes, run_batches
 
 
 @pytest.fixture
@@ -373,4 +373,3 @@ def test_a_finalizer_whose_parts_another_removed_takes_that_ones_dataset(store: 
             finalize(store, job, Status.COMPLETED)
 
     assert finalize(store, job, Status.COMPLETED, alive=alive).completed == 10
-    assert len(rows_of(job, 0)) == 4
