@@ -7,6 +7,7 @@ import re
 STORE_FILE = "_promptmill.json"
 LOCAL_FILE = "_local.json"
 JOBS = "jobs"
+STAGES = "data"
 
 #: The ids that jobs/spec.py allows. Anything else in that folder is not ours, and no reason to stop.
 _JOB = re.compile(rf"{JOBS}/([A-Za-z0-9_-]{{1,56}})\.json")
@@ -41,6 +42,13 @@ def job_of_file(path: str) -> str | None:
 
 def stage_prefix(stage: str) -> str:
     return f"data/{stage}"
+
+
+def stage_of(path: str) -> str | None:
+    """The stage that a file belongs to, None for files of no stage."""
+    folder, _, rest = path.partition("/")
+    stage, separator, _ = rest.partition("/")
+    return stage if folder == STAGES and separator else None
 
 
 def input_batch(stage: str, batch: int) -> str:

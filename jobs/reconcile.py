@@ -15,12 +15,16 @@ from jobs.ledger import Ledger, Sweep
 from jobs.permits import Permits
 from jobs.records import has_ended, job_ids, note_expired
 from jobs.recover import recover_if_needed, recover_job
+from jobs.spec import now
+from jobs.stages import remove_abandoned
 from jobs.store import Store
 
 _log = logging.getLogger(__name__)
 
 #: Seconds between two looks for accepted jobs that the ledger was not told of.
 ADOPT_INTERVAL_S = 30.0
+#: Seconds between two looks for stages that no job names; it lists the whole store, so the first is not at once.
+CLEANUP_INTERVAL_S = 86_400.0
 
 
 @dataclass(slots=True)
@@ -33,6 +37,7 @@ class Reconciler:
     owner: str
     _ended: set[str] = field(default_factory=set)
     _next_adoption: float = 0.0
+    _next_cleanup: float = field(default_factory=lambda: time.monotonic() + CLEANUP_INTERVAL_S)
 
     def run_once(self) -> Sweep | None:
         """One round; None if another process is sweeping. Raises UnavailableError."""
@@ -46,6 +51,7 @@ class Reconciler:
             _log.warning("job %s: its deadline has passed", job)
             note_expired(self.store, job)
         self._adopt()
+        self._clean_up()
         self._restart_chains(sweep)
         return sweep
 
@@ -55,6 +61,11 @@ class Reconciler:
             if count > 0:
                 _log.debug("model %s: %d permits sent to a stalled queue", model, count)
                 self.permits.send(model, count)
+
+    def _clean_up(self) -> None:
+        if time.monotonic() >= self._next_cleanup:
+            self._next_cleanup = time.monotonic() + CLEANUP_INTERVAL_S
+            remove_abandoned(self.store, now())
 
     def _adopt(self) -> None:
         """Tell the ledger of jobs whose producer died between accepting them and telling it."""

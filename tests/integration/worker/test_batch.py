@@ -1,0 +1,282 @@
+"""One permit through a worker: claim, generate, commit, end; and everything that may come between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import pytest
+
+from jobs import layout
+from jobs.errors import RedisUnavailableError
+from jobs.finalize import unrun_batch
+from jobs.ledger import LeaseState
+from jobs.prompts import read_batch
+from jobs.reconcile import Reconciler
+from jobs.spec import Status
+from worker import batch as worker_batch
+from worker.batch import run_permit
+from worker.engine.request import Request
+from worker.heartbeat import Upkeep
+
+if TYPE_CHECKING:
+    from .conftest import Bench
+
+Prompts = Callable[[int], list[dict[str, Any]]]
+
+
+def permits_of(bench: Bench) -> int:
+    return bench.ledger.queue_length(bench.permits.queue_key("fake"))
+
+
+def test_one_permit_runs_one_batch_and_sends_the_next(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(10))
+    before = permits_of(bench)
+    run_permit(worker)
+    state = bench.state(job)
+
+    assert (state.done, state.completed, state.running, state.batches) == (1, 4, 0, 3)
+    assert permits_of(bench) == before + 1
+    assert bench.part(job, 0)["row_index"].to_pylist() == [0, 1, 2, 3]
+    assert len(worker.leases) == 0
+
+
+def test_the_last_batch_sends_the_permit_that_ends_the_job(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(10))
+    for _ in range(3):
+        run_permit(worker)
+    assert bench.state(job).status is Status.FINALIZING
+    run_permit(worker)
+
+    assert bench.state(job).status is Status.COMPLETED
+    assert [row["number"] for row in bench.rows(job)] == list(range(10))
+    assert permits_of(bench) <= 4
+
+
+def test_a_permit_without_work_does_nothing(bench: Bench) -> None:
+    run_permit(bench.worker())
+
+    assert permits_of(bench) == 0
+
+
+def test_a_draining_worker_claims_nothing(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(4))
+    worker.draining.set()
+    run_permit(worker)
+
+    assert bench.state(job).done == bench.state(job).running == 0
+
+
+def test_rows_with_settings_and_samples_of_their_own_share_a_batch(bench: Bench) -> None:
+    rows = [{"prompt": "a", "n": 3, "temperature": 1.0}, {"prompt": "b", "max_tokens": 1}, {"prompt": "c", "seed": 7}]
+    job = bench.submit(rows)
+    bench.run(bench.worker(), job)
+    found = bench.rows(job)
+
+    assert [(row["row_index"], row["sample_index"]) for row in found] == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+    assert len({row["text"] for row in found[:3]}) == 3
+    assert found[3]["completion_tokens"] == 1
+    assert found[4]["seed"] == 7
+    assert {row["model_revision"] for row in found} == {"r1"}
+    assert {row["worker"] for row in found} == {"w1"}
+
+
+def test_a_row_that_fails_does_not_fail_its_batch(bench: Bench, prompts: Prompts) -> None:
+    rows = [*prompts(3), {"prompt": "bad apple", "number": 3}, {"prompt": "x" * 600, "number": 4}]
+    job = bench.submit(rows, batch_size=5)
+    state = bench.run(bench.worker(fail_on="apple"), job)
+
+    assert state.status is Status.COMPLETED
+    assert [row["error_code"] for row in bench.rows(job)] == [None, None, None, "internal_error", "prompt_too_long"]
+    assert state.errors == {"internal_error": 1, "prompt_too_long": 1}
+
+
+def test_an_error_that_comes_back_every_time_makes_error_rows_and_not_an_endless_job(
+    bench: Bench, prompts: Prompts
+) -> None:
+    worker, job = bench.worker(), bench.submit([{"prompt": "a", "n": 2, "k": "kept"}, {"prompt": "b", "k": "kept"}])
+
+    def fail(*_: object) -> None:
+        raise KeyError("nobody foresaw this")
+
+    with patch.object(worker_batch, "encode", fail):
+        for _ in range(worker_batch.MAX_ATTEMPTS - 1):
+            with pytest.raises(KeyError):
+                run_permit(worker)
+            assert bench.state(job).running == 0, "the lease was handed back at once"
+        run_permit(worker)
+    bench.run(worker, job)
+    rows = bench.rows(job)
+
+    assert [(row["row_index"], row["sample_index"], row["k"]) for row in rows] == [
+        (0, 0, "kept"), (0, 1, "kept"), (1, 0, "kept")
+    ]  # fmt: skip
+    assert {row["error_code"] for row in rows} == {"internal_error"}
+    assert "nobody foresaw this" in rows[0]["error_message"]
+    assert rows[0]["attempt"] == worker_batch.MAX_ATTEMPTS
+
+
+def test_an_engine_that_died_is_no_fault_of_the_batch(bench: Bench, prompts: Prompts) -> None:
+    job = bench.submit([{"prompt": "poison"}, {"prompt": "fine"}])
+    for attempt in range(worker_batch.MAX_ATTEMPTS + 1):
+        broken = bench.worker(f"broken-{attempt}", die_on="poison")
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            run_permit(broken)
+    state = bench.run(bench.worker("sound"), job)
+
+    assert (state.completed, state.failed) == (2, 0)
+
+
+def test_a_part_that_is_in_the_store_is_finished_and_not_generated_again(bench: Bench, prompts: Prompts) -> None:
+    first, job = bench.worker("first"), bench.submit(prompts(4))
+    run_permit(first)
+    bench.ledger.forget(job.id)
+    bench.ledger.accept(bench.record(job))
+    second = bench.worker("second")
+    bench.run(second, job)
+
+    assert second.engine.stats().rows == 0
+    assert {row["worker"] for row in bench.rows(job)} == {"first"}
+
+
+def test_of_two_that_commit_a_batch_the_first_wins_and_both_count_the_same(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(4))
+    record = bench.record(job)
+    original = worker_batch.generate
+
+    def overtaken(*args: Any) -> bytes:
+        content = original(*args)
+        source = read_batch(bench.store.get(layout.input_batch(record.stage, 0)), record.spec.sampling)
+        assert bench.store.put_if_absent(layout.part(record.stage, 0), unrun_batch(record, 0, source, "cancelled"))
+        return content
+
+    with patch.object(worker_batch, "generate", overtaken):
+        run_permit(worker)
+
+    assert (bench.state(job).completed, bench.state(job).cancelled) == (0, 4)
+    assert bench.part(job, 0)["status"].to_pylist() == ["cancelled"] * 4
+
+
+def test_a_part_that_cannot_be_read_is_set_aside_and_its_batch_run_again(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(4))
+    stage = bench.record(job).stage
+    bench.store.put_if_absent(layout.part(stage, 0), b"PAR1 and then nothing")
+    run_permit(worker)
+
+    assert bench.store.get(layout.part(stage, 0)) == b"PAR1 and then nothing"
+    assert bench.store.exists(layout.damaged_part(stage, 0))
+    assert bench.store.exists(layout.part(stage, 0, 1))
+    assert bench.run(worker, job).completed == 4
+
+
+def test_a_batch_whose_input_is_gone_becomes_input_lost_rows(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(6))
+    bench.store.delete([layout.input_batch(bench.record(job).stage, 1)])
+    state = bench.run(worker, job)
+
+    assert (state.status, state.completed, state.errors) == (Status.COMPLETED, 4, {"input_lost": 2})
+    assert [row["error_code"] for row in bench.rows(job)] == [None] * 4 + ["input_lost"] * 2
+
+
+def test_a_ledger_that_forgot_the_job_meanwhile_learns_it_from_the_store(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(8))
+    original = worker_batch.generate
+
+    def forgotten(*args: Any) -> bytes:
+        bench.ledger.forget(job.id)
+        return original(*args)
+
+    with patch.object(worker_batch, "generate", forgotten):
+        run_permit(worker)
+
+    assert (bench.state(job).done, bench.state(job).completed) == (1, 4)
+    assert bench.run(worker, job).completed == 8
+
+
+def test_a_redis_that_is_down_at_the_commit_costs_no_row(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(4))
+    with patch.object(worker.ledger, "finish", side_effect=RedisUnavailableError("down")):
+        run_permit(worker)
+    assert bench.state(job).done == 0
+    done = worker.engine.stats().rows
+
+    assert bench.run(worker, job).completed == 4
+    assert worker.engine.stats().rows == done, "what is in the store is not generated again"
+
+
+# -- What the ledger takes away from a running batch.
+
+
+class Running:
+    """A permit that is being used on a thread, its batch in the engine."""
+
+    def __init__(self, bench: Bench, rows: list[dict[str, Any]]) -> None:
+        self.worker = bench.worker("slow", tokens_per_second=40.0)
+        self.job = bench.submit(rows, batch_size=len(rows), max_tokens=20)
+        self.upkeep = Upkeep(self.worker, Reconciler(bench.store, bench.ledger, bench.permits, "slow"), 60.0)
+        self._thread = threading.Thread(target=run_permit, args=(self.worker,))
+        self._thread.start()
+        self.requests: list[Request] = []
+        while self.worker.engine.stats().rows < 1:
+            self._thread.join(0.01)
+
+    def beat(self) -> None:
+        """A heartbeat, as the upkeep thread would send it."""
+        self.upkeep._beat()
+
+    def end(self) -> None:
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+def test_cancelling_keeps_the_finished_rows_of_a_running_batch(bench: Bench, prompts: Prompts) -> None:
+    running = Running(bench, prompts(12))
+    running.job.cancel()
+    running.beat()
+    running.end()
+    state = bench.run(bench.worker(), running.job)
+
+    assert state.status is Status.CANCELLED
+    assert state.completed >= 1
+    assert state.cancelled >= 1
+    rows = bench.rows(running.job)
+    assert len(rows) == 12
+    assert all((row["text"] is None) == (row["status"] == "cancelled") for row in rows)
+
+
+def test_a_batch_that_another_worker_has_taken_is_dropped(bench: Bench, prompts: Prompts) -> None:
+    running = Running(bench, prompts(12))
+    other = bench.worker("other")
+    lease = next(iter(running.worker.leases))
+    bench.ledger.release(lease.claim.job, lease.claim.batch, lease.claim.token)
+    run_permit(other)
+    running.beat()
+    running.end()
+
+    assert lease.state is LeaseState.LOST
+    assert set(bench.part(running.job, 0)["worker"].to_pylist()) == {"other"}
+    assert bench.state(running.job).done == 1
+
+
+def test_a_worker_whose_grace_is_over_hands_its_batch_back(bench: Bench, prompts: Prompts) -> None:
+    running = Running(bench, prompts(12))
+    running.worker.abandoned.set()
+    running.end()
+
+    assert (bench.state(running.job).running, bench.state(running.job).done) == (0, 0)
+    assert bench.run(bench.worker("next"), running.job).completed == 12
+    assert {row["attempt"] for row in bench.rows(running.job)} == {2}
+
+
+def test_a_heartbeat_shows_what_is_in_hand(bench: Bench, prompts: Prompts) -> None:
+    running = Running(bench, prompts(12))
+    running.beat()
+    state = bench.state(running.job)
+    [listed] = bench.ledger.workers()
+
+    assert state.running == 1
+    assert (listed.id, listed.in_hand) == ("slow", 1)
+    running.worker.abandoned.set()
+    running.end()

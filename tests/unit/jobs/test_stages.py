@@ -1,0 +1,44 @@
+"""Stages that no job names are removed after 7 days, and no others."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from jobs import layout
+from jobs.spec import JobFile, JobSpec, now
+from jobs.stages import ABANDONED_AFTER, remove_abandoned
+from jobs.store import Store
+
+LATER = ABANDONED_AFTER + timedelta(minutes=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store with the input of two stages, of which one is a job's."""
+    store = Store.open(str(tmp_path / "store"), create=True)
+    for stage in ("accepted", "killed"):
+        store.put_if_absent(layout.input_batch(stage, 0), b"rows")
+    job = JobFile(id="j", stage="accepted", created_at=now(), spec=JobSpec(model="m"), digest="0" * 64, rows=1,
+                  result_rows=1, batches=1, max_tokens_total=1)  # fmt: skip
+    store.put_if_absent(layout.job_file("j"), job.to_bytes())
+    return store
+
+
+def test_a_stage_that_no_job_names_is_removed_when_it_is_old(store: Store) -> None:
+    assert remove_abandoned(store, now() + LATER) == ["killed"]
+    assert not store.exists(layout.input_batch("killed", 0))
+    assert store.exists(layout.input_batch("accepted", 0))
+
+
+def test_a_stage_is_left_alone_for_a_week_because_its_submit_may_be_going_on(store: Store) -> None:
+    assert remove_abandoned(store, now() + ABANDONED_AFTER - timedelta(minutes=1)) == []
+    assert store.exists(layout.input_batch("killed", 0))
+
+
+def test_nothing_is_removed_while_a_job_record_cannot_be_read(store: Store) -> None:
+    store.put_if_absent(layout.job_file("damaged"), b"{")
+    assert remove_abandoned(store, now() + LATER) == []
+    assert store.exists(layout.input_batch("killed", 0))
