@@ -51,10 +51,11 @@ class Settings(BaseSettings):
         return self.redis_url or self._local_redis_url() or DEFAULT_REDIS_URL
 
     def _local_redis_url(self) -> str | None:
-        if "://" in self.store:
+        folder = self.store.removeprefix("file://")
+        if "://" in folder:
             return None
         try:
-            content = json.loads((Path(self.store) / LOCAL_FILE).read_text(encoding="utf-8"))
+            content = json.loads((Path(folder).expanduser() / LOCAL_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         url = content.get("redis_url") if isinstance(content, dict) else None

@@ -22,7 +22,7 @@ from jobs.results import PartCounts, ResultRow, write_part
 from jobs.spec import JobFile, RowError, default_seed
 from worker.context import WorkerContext
 from worker.engine.request import Completion, Request
-from worker.heartbeat import HeldLease
+from worker.leases import HeldLease
 from worker.metrics import observe_batch
 from worker.models import TokenizeError
 

@@ -13,7 +13,7 @@ from jobs.permits import Permits
 from jobs.settings import Settings
 from jobs.store import Store
 from worker.engine.request import Engine
-from worker.heartbeat import Leases
+from worker.leases import Leases
 from worker.models import PromptTokenizer
 
 
