@@ -12,9 +12,9 @@ import secrets
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 import orjson
@@ -26,6 +26,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError
 from jobs.layout import STORE_FILE
 
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
 FORMAT_VERSION = 1
 
 #: URI schemes of remote stores.
@@ -33,6 +36,9 @@ REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
 
 #: Tries of one call before the store counts as unreachable; local disks do not blink, so they get one.
 _ATTEMPTS = 5
+
+#: Of obstore's own retries, which come below ours: by default ten in three minutes, for each of our tries.
+_RETRY: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=60)}
 
 
 class _TransientError(Exception):
@@ -79,7 +85,7 @@ class Store:
             return cls(MemoryStore(), uri, None)
         if separator and scheme in REMOTE_SCHEMES:
             try:
-                return cls(from_url(uri.rstrip("/")), uri.rstrip("/"), None)
+                return cls(from_url(uri.rstrip("/"), retry_config=_RETRY), uri.rstrip("/"), None)
             except (BaseError, ValueError) as error:
                 raise StoreUnavailableError(f"store {uri}: {_reason(error)}") from error
         if separator and scheme != "file":

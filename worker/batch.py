@@ -40,21 +40,40 @@ class LeaseLostError(Exception):
 
 
 def run_permit(worker: WorkerContext) -> None:
-    """Use one permit: run one batch, or end one job, whichever the ledger hands out."""
+    """Use one permit: run batches and end jobs, one after the other, for as long as the ledger hands out any.
+
+    A slot that needed a permit for each batch would stand idle after each, until Celery next looks into its queue:
+    up to a second with prefetching off.
+    """
+    while run_claim(worker):
+        pass
+
+
+def run_claim(worker: WorkerContext) -> bool:
+    """Run one batch, or end one job; False if there is none, or what there was had to be handed back."""
     with ExitStack() as admission:
         if not admission.enter_context(worker.admission()):
-            return
+            return False
         claim = worker.ledger.claim(worker.info())
         if claim is None:
-            return
+            return False
+        done = False
         with _leased(worker, claim) as lease:
             if claim.more:
-                worker.permits.send(worker.model)
+                _leave_a_permit(worker)
             if claim.kind == FINALIZE:
                 admission.close()
                 end_job(worker, claim, lease)
             else:
                 run_batch(worker, claim, lease, admission.close)
+            done = True
+        return done
+
+
+def _leave_a_permit(worker: WorkerContext) -> None:
+    """While work remains, a permit waits in the queue for the next slot that is free, here or elsewhere."""
+    if not worker.ledger.queue_length(worker.permits.queue_key(worker.model)):
+        worker.permits.send(worker.model)
 
 
 @contextmanager

@@ -120,8 +120,10 @@ def _constant(name: str) -> NoReturn:
 
 
 def _malformed(error: json.JSONDecodeError, text: str) -> str:
-    where = f"malformed JSON at column {error.colno}: {error.msg}"
-    at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+    end = len(text.rstrip())
+    # Not error.colno: past the newline it begins anew.
+    where = f"malformed JSON at column {min(error.pos, end) + 1}: {error.msg}"
+    at_end = error.pos >= end or error.msg.startswith("Unterminated string")
     if at_end and not text.endswith("\n") and error.msg.startswith(_CUT_MESSAGES):
         return f"the last line ends in the middle of a value: the file seems cut ({where})"
     return where

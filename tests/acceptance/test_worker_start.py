@@ -38,9 +38,20 @@ def test_pickled_weights_are_refused_in_one_line(mill: Mill, pickled: Path) -> N
     assert lines[0].startswith(f"error: {pickled} has only pickled weights (pytorch_model.bin)")
 
 
-def test_a_store_that_is_not_there_is_told_before_the_model_is_loaded(mill: Mill, tiny: Path, tmp_path: Path) -> None:
-    code, lines = started(mill, "--model", f"x={tiny}", PROMPTMILL_STORE=str(tmp_path / "nowhere"))
+def test_a_store_that_belongs_to_something_else_is_told_before_the_model_is_loaded(
+    mill: Mill, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cat.jpg").write_bytes(b"meow")
+    code, lines = started(mill, "--model", f"x={tiny}", PROMPTMILL_STORE=str(tmp_path))
 
     assert code == 3
     assert len(lines) == 1
-    assert "no Promptmill store at" in lines[0]
+    assert "belongs to something else" in lines[0]
+
+
+def test_a_redis_that_is_down_is_told_before_the_model_is_loaded(mill: Mill, tiny: Path) -> None:
+    code, lines = started(mill, "--model", f"x={tiny}", PROMPTMILL_REDIS_URL="redis://:hidden-word@127.0.0.1:1/0")
+
+    assert code == 3
+    assert len(lines) == 1
+    assert lines[0].startswith("error: Redis at 127.0.0.1:1 cannot be reached")

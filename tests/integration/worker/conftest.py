@@ -20,7 +20,7 @@ from jobs.spec import JobFile
 from jobs.store import Store
 from producer import Client, Job
 from producer.results import read_results
-from worker.batch import run_permit
+from worker.batch import run_claim
 from worker.context import WorkerContext
 from worker.engine.fake import FakeEngine
 from worker.engine.request import EngineLimits
@@ -59,10 +59,10 @@ class Bench:
         assert state is not None
         return state
 
-    def run(self, worker: WorkerContext, job: Job, permits: int = 50) -> JobState:
-        """Uses permits until the job has ended; its last state."""
-        for _ in range(permits):
-            run_permit(worker)
+    def run(self, worker: WorkerContext, job: Job, claims: int = 50) -> JobState:
+        """Claims until the job has ended; its last state."""
+        for _ in range(claims):
+            run_claim(worker)
             if self.state(job).status.ended:
                 break
         return self.state(job)

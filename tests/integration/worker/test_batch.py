@@ -17,7 +17,7 @@ from jobs.prompts import read_batch
 from jobs.reconcile import Reconciler
 from jobs.spec import Status
 from worker import batch as worker_batch
-from worker.batch import run_permit
+from worker.batch import run_claim, run_permit
 from worker.engine.request import Request
 from worker.heartbeat import Upkeep
 
@@ -31,28 +31,54 @@ def permits_of(bench: Bench) -> int:
     return bench.ledger.queue_length(bench.permits.queue_key("fake"))
 
 
-def test_one_permit_runs_one_batch_and_sends_the_next(bench: Bench, prompts: Prompts) -> None:
-    worker, job = bench.worker(), bench.submit(prompts(10))
-    before = permits_of(bench)
-    run_permit(worker)
-    state = bench.state(job)
+def take_permits(bench: Bench) -> None:
+    """As Celery does, in all slots of all workers."""
+    bench.redis.delete(bench.permits.queue_key("fake"))
 
+
+def test_one_permit_runs_all_batches_and_ends_the_job(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(10))
+    run_permit(worker)
+
+    assert bench.state(job).status is Status.COMPLETED
+    assert [row["number"] for row in bench.rows(job)] == list(range(10))
+
+
+def test_while_batches_remain_one_permit_waits_for_the_next_free_slot(bench: Bench, prompts: Prompts) -> None:
+    worker = bench.worker()
+    bench.submit(prompts(10))
+    take_permits(bench)
+    run_claim(worker)
+    run_claim(worker)
+    assert permits_of(bench) == 1, "two claims with work behind them leave one permit, not two"
+    take_permits(bench)
+    run_claim(worker)
+
+    assert permits_of(bench) == 1, "the one for the end of the job"
+
+
+def test_a_claim_runs_one_batch(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(10))
+
+    assert run_claim(worker)
+    state = bench.state(job)
     assert (state.done, state.completed, state.running, state.batches) == (1, 4, 0, 3)
-    assert permits_of(bench) == before + 1
     assert bench.part(job, 0)["row_index"].to_pylist() == [0, 1, 2, 3]
     assert len(worker.leases) == 0
 
 
 def test_the_last_batch_sends_the_permit_that_ends_the_job(bench: Bench, prompts: Prompts) -> None:
     worker, job = bench.worker(), bench.submit(prompts(10))
-    for _ in range(3):
-        run_permit(worker)
+    for _ in range(2):
+        run_claim(worker)
+    take_permits(bench)
+    run_claim(worker)
     assert bench.state(job).status is Status.FINALIZING
-    run_permit(worker)
+    assert permits_of(bench) == 1
+    run_claim(worker)
 
     assert bench.state(job).status is Status.COMPLETED
-    assert [row["number"] for row in bench.rows(job)] == list(range(10))
-    assert permits_of(bench) <= 4
+    assert not run_claim(worker)
 
 
 def test_a_permit_without_work_does_nothing(bench: Bench) -> None:
@@ -104,9 +130,9 @@ def test_an_error_that_comes_back_every_time_makes_error_rows_and_not_an_endless
     with patch.object(worker_batch, "encode", fail):
         for _ in range(worker_batch.MAX_ATTEMPTS - 1):
             with pytest.raises(KeyError):
-                run_permit(worker)
+                run_claim(worker)
             assert bench.state(job).running == 0, "the lease was handed back at once"
-        run_permit(worker)
+        run_claim(worker)
     bench.run(worker, job)
     rows = bench.rows(job)
 
@@ -131,7 +157,7 @@ def test_an_engine_that_died_is_no_fault_of_the_batch(bench: Bench, prompts: Pro
 
 def test_a_part_that_is_in_the_store_is_finished_and_not_generated_again(bench: Bench, prompts: Prompts) -> None:
     first, job = bench.worker("first"), bench.submit(prompts(4))
-    run_permit(first)
+    run_claim(first)
     bench.ledger.forget(job.id)
     bench.ledger.accept(bench.record(job))
     second = bench.worker("second")
@@ -153,7 +179,7 @@ def test_of_two_that_commit_a_batch_the_first_wins_and_both_count_the_same(bench
         return content
 
     with patch.object(worker_batch, "generate", overtaken):
-        run_permit(worker)
+        run_claim(worker)
 
     assert (bench.state(job).completed, bench.state(job).cancelled) == (0, 4)
     assert bench.part(job, 0)["status"].to_pylist() == ["cancelled"] * 4
@@ -163,7 +189,7 @@ def test_a_part_that_cannot_be_read_is_set_aside_and_its_batch_run_again(bench: 
     worker, job = bench.worker(), bench.submit(prompts(4))
     stage = bench.record(job).stage
     bench.store.put_if_absent(layout.part(stage, 0), b"PAR1 and then nothing")
-    run_permit(worker)
+    run_claim(worker)
 
     assert bench.store.get(layout.part(stage, 0)) == b"PAR1 and then nothing"
     assert bench.store.exists(layout.damaged_part(stage, 0))
@@ -189,7 +215,7 @@ def test_a_ledger_that_forgot_the_job_meanwhile_learns_it_from_the_store(bench: 
         return original(*args)
 
     with patch.object(worker_batch, "generate", forgotten):
-        run_permit(worker)
+        run_claim(worker)
 
     assert (bench.state(job).done, bench.state(job).completed) == (1, 4)
     assert bench.run(worker, job).completed == 8
@@ -198,7 +224,7 @@ def test_a_ledger_that_forgot_the_job_meanwhile_learns_it_from_the_store(bench: 
 def test_a_redis_that_is_down_at_the_commit_costs_no_row(bench: Bench, prompts: Prompts) -> None:
     worker, job = bench.worker(), bench.submit(prompts(4))
     with patch.object(worker.ledger, "finish", side_effect=RedisUnavailableError("down")):
-        run_permit(worker)
+        run_permit(worker)  # ends: where Redis or the store are down, the next permit is the next try
     assert bench.state(job).done == 0
     done = worker.engine.stats().rows
 
@@ -251,7 +277,7 @@ def test_a_batch_that_another_worker_has_taken_is_dropped(bench: Bench, prompts:
     other = bench.worker("other")
     lease = next(iter(running.worker.leases))
     bench.ledger.release(lease.claim.job, lease.claim.batch, lease.claim.token)
-    run_permit(other)
+    run_claim(other)
     running.beat()
     running.end()
 
