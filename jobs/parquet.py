@@ -11,7 +11,6 @@ import hashlib
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-
 #: In the footer of a sealed file: the hash of all its bytes, computed with zeros in the place of the hash itself. Page
 #: checksums cover neither the footer nor the headers of pages, where a flipped bit can turn a column into nulls.
 _SEAL = b"promptmill.seal"

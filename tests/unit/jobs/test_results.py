@@ -1,7 +1,8 @@
-"""Result files: their schema, the source's own columns in them, their damage, and what the usual readers make of them."""
+"""Result files: their schema, the source's own columns, their damage, and what the usual readers make of them."""
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_the_sources_columns_follow_ours_in_their_order() -> None:
 
 
 def test_a_row_is_read_as_it_was_written() -> None:
-    row = ok_row(7, 1, text="naïve \U0001f600\n\0 \"quoted\", text")
+    row = ok_row(7, 1, text='naïve \U0001f600\n\0 "quoted", text')
     (found,) = read_part(write_part([row], NOTHING, (), 7)).to_pylist()
     assert found == {name: getattr(row, name) for name, _ in PROMISED}
 
@@ -128,7 +129,7 @@ def test_typed_columns_keep_their_types(staged: pa.Array[Any]) -> None:
 @pytest.mark.parametrize(
     ("encoding", "staged", "expected", "data_type"),
     [
-        ("int64", ["1", None, "-9223372036854775808", "9223372036854775807"], [1, None, -(2**63), 2**63 - 1], pa.int64()),
+        ("int64", ["1", None, str(-(2**63)), str(2**63 - 1)], [1, None, -(2**63), 2**63 - 1], pa.int64()),
         ("float64", ["1", None, "0.1", "1e22", "-0.0"], [1.0, None, 0.1, 1e22, -0.0], pa.float64()),
         ("bool", ["true", None, "false"], [True, None, False], pa.bool_()),
         ("string", ['"007"', None, '"\\n\\u00e9 \\"x\\""', '""'], ["007", None, '\né "x"', ""], pa.string()),
@@ -244,10 +245,8 @@ def test_a_flipped_bit_never_ends_a_read_of_the_footer_in_another_error(position
     content = write_part([ok_row(0)], NOTHING, (), 0)
     damaged = flipped(content, position % len(content), bit)
     for read in (part_counts, read_row_count):
-        try:
+        with contextlib.suppress(DamagedFileError):
             read(damaged)
-        except DamagedFileError:
-            pass
 
 
 # -- What others read.
