@@ -46,10 +46,14 @@ Progress = Callable[[], None]
 
 
 class MissingPartsError(DamagedFileError):
-    """Raised when a job whose batches are all done lacks parts; ``batches`` must be generated again."""
+    """Raised when a job whose batches are all done lacks parts.
 
-    def __init__(self, job: str, batches: list[int]) -> None:
+    ``batches`` must be generated again; ``counts`` are those of the parts that are there.
+    """
+
+    def __init__(self, job: str, batches: list[int], counts: PartCounts) -> None:
         self.batches = batches
+        self.counts = counts
         super().__init__(f"job {job}: the parts of {len(batches)} finished batches are gone or damaged")
 
 
@@ -82,7 +86,7 @@ def finalize(store: Store, job: JobFile, ending: Status, *, alive: Progress = la
 
 
 def _publish(store: Store, job: JobFile, ending: Status, alive: Progress) -> None:
-    parts = list(_all_parts(store, job, ending, alive))
+    parts = _all_parts(store, job, ending, alive)
     counts = _sum(part.counts for part in parts)
     _check_total(job, counts)
     files = []
@@ -153,9 +157,9 @@ def unrun_batch(job: JobFile, batch: int, source: InputBatch, status: str) -> by
     return write_part(rows, source.columns, job.columns, batch_rows(job, batch).start)
 
 
-def _all_parts(store: Store, job: JobFile, ending: Status, alive: Progress) -> Iterator[Part]:
+def _all_parts(store: Store, job: JobFile, ending: Status, alive: Progress) -> list[Part]:
     """The part of each batch in order; where the job did not complete, those that nobody ran are put first."""
-    missing = []
+    parts, missing = [], []
     for batch in range(job.batches):
         alive()
         part = find_part(store, job.stage, batch)
@@ -164,9 +168,10 @@ def _all_parts(store: Store, job: JobFile, ending: Status, alive: Progress) -> I
         if part is None:
             missing.append(batch)
         else:
-            yield part
+            parts.append(part)
     if missing:
-        raise MissingPartsError(job.id, missing)
+        raise MissingPartsError(job.id, missing, _sum(part.counts for part in parts))
+    return parts
 
 
 def _fill(store: Store, job: JobFile, batch: int, status: str) -> bytes:

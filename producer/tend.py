@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
-from jobs.errors import DamagedFileError, JobNotCompletedError
-from jobs.finalize import finalize
+from jobs.ending import end_job
 from jobs.ledger import Beat, Claim, LeaseState
-from jobs.records import read_job, wish_cancel
+from jobs.records import wish_cancel
 from jobs.spec import JobStatus, Status
 from producer.connection import Connection
 from producer.status import job_status
@@ -45,23 +45,21 @@ def cancel_job(connection: Connection, job: str) -> JobStatus:
 
 
 def _end(connection: Connection, claim: Claim) -> None:
-    lease_s, beat = connection.settings.lease_s, Beat(claim.job, claim.batch, claim.token)
+    """End a job here, extending the lease between steps."""
+    beat, every_s = Beat(claim.job, claim.batch, claim.token), connection.settings.lease_s / 6
     last = time.monotonic()
 
     def alive() -> None:
         nonlocal last
-        if time.monotonic() - last < lease_s / 6:
+        if time.monotonic() - last < every_s:
             return
         last = time.monotonic()
         if connection.ledger.heartbeat([beat]).get((claim.job, claim.batch)) is LeaseState.LOST:
-            raise JobNotCompletedError(f"job {claim.job} is being finalized by another process")
+            raise _LeaseLostError
 
-    try:
-        record = read_job(connection.store, claim.job)
-        counts = finalize(connection.store, record, claim.ending, alive=alive)
-    except DamagedFileError as error:
-        connection.ledger.fail(claim.job, str(error))
-    except JobNotCompletedError:
-        return
-    else:
-        connection.ledger.finalized(claim.job, claim.ending, counts, claim.token)
+    with suppress(_LeaseLostError):
+        end_job(connection.store, connection.ledger, connection.permits, claim, alive)
+
+
+class _LeaseLostError(Exception):
+    """Raised when another process ends the job."""

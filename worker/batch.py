@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.errors import DamagedFileError, UnavailableError, UnknownJobError
-from jobs.finalize import batch_rows, finalize, lost_batch, read_input
+from jobs.ending import end_job
+from jobs.finalize import batch_rows, lost_batch, read_input
 from jobs.ledger import FINALIZE, Claim, LeaseState
 from jobs.parts import commit_part, find_part
 from jobs.prompts import InputBatch, Prompt
@@ -67,7 +68,7 @@ def run_claim(worker: WorkerContext) -> bool:
                 _leave_a_permit(worker)
             if claim.kind == FINALIZE:
                 admission.close()
-                end_job(worker, claim, lease)
+                finalize_claimed(worker, claim, lease)
             else:
                 run_batch(worker, claim, lease, admission.close)
             done = True
@@ -253,17 +254,14 @@ def _wait(worker: WorkerContext, future: Future[Completion], lease: HeldLease) -
     return future.result()
 
 
-def end_job(worker: WorkerContext, claim: Claim, lease: HeldLease) -> None:
-    """Publish the dataset of a job whose batches are all done, cancelled or expired."""
-    job = read_job(worker.store, claim.job)
+def finalize_claimed(worker: WorkerContext, claim: Claim, lease: HeldLease) -> None:
+    """End a job. Raises LeaseLostError, UnavailableError."""
 
     def alive() -> None:
         if lease.state is LeaseState.LOST or worker.abandoned.is_set():
             raise LeaseLostError
 
-    counts = finalize(worker.store, job, claim.ending, alive=alive)
-    worker.ledger.finalized(job.id, claim.ending, counts, claim.token)
-    _log.info("job %s ended: %s, %d rows", job.id, claim.ending, counts.rows)
+    end_job(worker.store, worker.ledger, worker.permits, claim, alive)
 
 
 def _finish(worker: WorkerContext, job: JobFile, claim: Claim, counts: PartCounts) -> None:

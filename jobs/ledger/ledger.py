@@ -140,6 +140,16 @@ class Ledger:
             "finalized", job, ending, json.dumps(counts.to_json()), json.dumps(counts.errors)
         )
 
+    def reopen(self, job: str, batches: list[int], counts: PartCounts) -> bool:
+        """Has finished batches of a finalizing job done again; ``counts`` are those of the parts that remain.
+
+        False if the job is not finalizing: nothing is changed then.
+        """
+        reply = self._scripts.run_twice(
+            "reopen", job, json.dumps(counts.to_json()), json.dumps(counts.errors), *batches[:CHUNK]
+        )
+        return bool(reply)
+
     def fail(self, job: str, reason: str) -> None:
         """Ends a job that cannot run at all: its job file or input cannot be read."""
         self._scripts.run_twice("fail", job, reason)

@@ -3,55 +3,65 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill
+from tests.mill import Mill, Process
 
 
-def started(mill: Mill, *flags: str, **env: str) -> tuple[int, list[str]]:
-    """The exit status of a worker that ends by itself, and its lines."""
-    process = mill.start_worker(*flags, **env)
-    return process.wait(), process.said().strip().splitlines()
+@dataclass(frozen=True)
+class Refusals:
+    """Workers that were started side by side, for each takes seconds to import what it needs."""
+
+    nowhere: Path
+    pickled: Path
+    processes: dict[str, Process]
+
+    def of(self, name: str) -> tuple[int, list[str]]:
+        """The exit status of that worker, and its lines."""
+        process = self.processes[name]
+        return process.wait(), process.said().strip().splitlines()
 
 
-@pytest.fixture
-def pickled(tmp_path: Path, tiny: Path) -> Path:
-    folder = Path(shutil.copytree(tiny, tmp_path / "pickled"))
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    return folder
+@pytest.fixture(scope="module")
+def refused(mill: Mill, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Refusals:
+    folder = tmp_path_factory.mktemp("refused")
+    pickled = Path(shutil.copytree(tiny, folder / "pickled"))
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    (folder / "photos").mkdir()
+    (folder / "photos" / "cat.jpg").write_bytes(b"meow")
+    good, down = ("--model", f"x={tiny}"), "redis://:hidden-word@127.0.0.1:1/0"
+    processes = {
+        "nowhere": mill.start_worker("--model", f"x={folder}/nowhere"),
+        "pickled": mill.start_worker("--model", f"x={pickled}"),
+        "foreign": mill.start_worker(*good, PROMPTMILL_STORE=str(folder / "photos")),
+        "down": mill.start_worker(*good, PROMPTMILL_REDIS_URL=down),
+    }
+    return Refusals(folder / "nowhere", pickled, processes)
 
 
-def test_a_folder_that_is_not_there_is_told_in_one_line(mill: Mill, tmp_path: Path) -> None:
-    code, lines = started(mill, "--model", f"x={tmp_path}/nowhere")
-
-    assert code == 2
-    assert lines == [f"error: there is no folder {tmp_path}/nowhere"]
+def test_a_folder_that_is_not_there_is_told_in_one_line(refused: Refusals) -> None:
+    assert refused.of("nowhere") == (2, [f"error: there is no folder {refused.nowhere}"])
 
 
-def test_pickled_weights_are_refused_in_one_line(mill: Mill, pickled: Path) -> None:
-    code, lines = started(mill, "--model", f"x={pickled}")
+def test_pickled_weights_are_refused_in_one_line(refused: Refusals) -> None:
+    code, lines = refused.of("pickled")
 
-    assert code == 2
-    assert len(lines) == 1
-    assert lines[0].startswith(f"error: {pickled} has only pickled weights (pytorch_model.bin)")
+    assert (code, len(lines)) == (2, 1)
+    assert lines[0].startswith(f"error: {refused.pickled} has only pickled weights (pytorch_model.bin)")
 
 
-def test_a_store_that_belongs_to_something_else_is_told_before_the_model_is_loaded(
-    mill: Mill, tiny: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "cat.jpg").write_bytes(b"meow")
-    code, lines = started(mill, "--model", f"x={tiny}", PROMPTMILL_STORE=str(tmp_path))
+def test_a_store_that_belongs_to_something_else_is_told_before_the_model_is_loaded(refused: Refusals) -> None:
+    code, lines = refused.of("foreign")
 
-    assert code == 3
-    assert len(lines) == 1
+    assert (code, len(lines)) == (3, 1)
     assert "belongs to something else" in lines[0]
 
 
-def test_a_redis_that_is_down_is_told_before_the_model_is_loaded(mill: Mill, tiny: Path) -> None:
-    code, lines = started(mill, "--model", f"x={tiny}", PROMPTMILL_REDIS_URL="redis://:hidden-word@127.0.0.1:1/0")
+def test_a_redis_that_is_down_is_told_before_the_model_is_loaded(refused: Refusals) -> None:
+    code, lines = refused.of("down")
 
-    assert code == 3
-    assert len(lines) == 1
+    assert (code, len(lines)) == (3, 1)
     assert lines[0].startswith("error: Redis at 127.0.0.1:1 cannot be reached")

