@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from jobs.errors import DamagedFileError, UnavailableError, UnknownJobError
 from jobs.ending import end_job
+from jobs.errors import DamagedFileError, UnavailableError, UnknownJobError
 from jobs.finalize import batch_rows, lost_batch, read_input
 from jobs.ledger import FINALIZE, Claim, LeaseState
 from jobs.parts import commit_part, find_part

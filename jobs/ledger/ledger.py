@@ -41,9 +41,7 @@ class Ledger:
     Every method raises RedisUnavailableError where Redis cannot be reached or refuses.
     """
 
-    def __init__(
-        self, redis: redis.Redis, store_id: str, *, lease_s: float = 60.0, sweep_s: float = 5.0
-    ) -> None:
+    def __init__(self, redis: redis.Redis, store_id: str, *, lease_s: float = 60.0, sweep_s: float = 5.0) -> None:
         self.store_id = store_id
         self.lease_s = lease_s
         self.sweep_s = sweep_s
@@ -73,9 +71,7 @@ class Ledger:
             "max_error_rate": spec.max_error_rate,
         }
         flat = [item for pair in fields.items() for item in pair]
-        reply = self._scripts.run_twice(
-            "accept", job.id, _seconds(job.created_at), _seconds(spec.deadline), *flat
-        )
+        reply = self._scripts.run_twice("accept", job.id, _seconds(job.created_at), _seconds(spec.deadline), *flat)
         return bool(reply)
 
     def restore(self, job: JobFile, done: dict[int, PartCounts]) -> None:
@@ -136,9 +132,7 @@ class Ledger:
         Accepted from anyone, whoever holds the lease (``token`` is not compared): the store is the truth.
         """
         del token
-        self._scripts.run_twice(
-            "finalized", job, ending, json.dumps(counts.to_json()), json.dumps(counts.errors)
-        )
+        self._scripts.run_twice("finalized", job, ending, json.dumps(counts.to_json()), json.dumps(counts.errors))
 
     def reopen(self, job: str, batches: list[int], counts: PartCounts) -> bool:
         """Has finished batches of a finalizing job done again; ``counts`` are those of the parts that remain.
@@ -230,8 +224,7 @@ class Ledger:
         now, *flat = (text(item) for item in self._scripts.run_twice("backlog"))
         groups = zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
         return float(now), {
-            model: (int(batches), int(due), float(last) if last else None)
-            for model, batches, due, last in groups
+            model: (int(batches), int(due), float(last) if last else None) for model, batches, due, last in groups
         }
 
     # -- Views.
@@ -242,9 +235,7 @@ class Ledger:
 
     def jobs(self) -> list[JobState]:
         """All jobs, live or ended within 7 days, newest first."""
-        names = [
-            text(n) for zset in ("live", "ended") for n in self._command("ZRANGE", self._key(zset), 0, -1)
-        ]
+        names = [text(n) for zset in ("live", "ended") for n in self._command("ZRANGE", self._key(zset), 0, -1)]
         # One that ended in between is in both.
         unique = iter(dict.fromkeys(names))
         states = [state for chunk in _chunks(unique) for state in self._states(chunk) if state is not None]

@@ -69,9 +69,7 @@ def declared() -> list[Requirement]:
     return [Requirement(text) for texts in (PROJECT["dependencies"], *extras) for text in texts]
 
 
-@pytest.mark.parametrize(
-    "wanted", [r for r in declared() if r.name != "torch"], ids=lambda wanted: wanted.name
-)
+@pytest.mark.parametrize("wanted", [r for r in declared() if r.name != "torch"], ids=lambda wanted: wanted.name)
 def test_the_lock_pins_every_declared_package_within_its_range(wanted: Requirement) -> None:
     pins = re.findall(rf"^{re.escape(wanted.name)}==(\S+)", LOCK, re.MULTILINE)
     assert pins, f"{wanted.name} is not in requirements.lock: run ops/lock"
