@@ -42,7 +42,7 @@ class Display(Protocol):
 
 
 def statuses(connection: Connection, job: str, supervise: Callable[[], None] = lambda: None) -> Iterator[JobStatus]:
-    """The status of ``job`` every POLL_S seconds until it has ended, upkeep done between.
+    """The status of ``job`` every POLL_S seconds until it has ended or paused itself, upkeep done between.
 
     ``supervise`` is called each time. An outage of Redis is waited out. Raises UnknownJobError.
     """
@@ -52,7 +52,7 @@ def statuses(connection: Connection, job: str, supervise: Callable[[], None] = l
         try:
             status = job_status(connection, job)
             yield status
-            if status.status.ended:
+            if status.status.ended or (status.status is Status.PAUSED and status.reason):
                 return
             if time.monotonic() >= next_upkeep:
                 next_upkeep = time.monotonic() + connection.settings.sweep_s

@@ -13,15 +13,17 @@ from jobs.console import json_out
 from jobs.layout import results_prefix
 from jobs.records import read_job
 from jobs.settings import Settings
-from jobs.spec import JobStatus
+from jobs.spec import JobStatus, Status
 from producer.cli.flags import JobFlags, JsonFlag, PlaceFlags, PromptFlags, SamplingFlags, SourceArgument, with_flags
-from producer.cli.submit import start_job
+from producer.cli.submit import open_rows, start_job
 from producer.cli.text import head_text, say
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
 from producer.local import LocalWorkers
 from producer.results import export, format_of, head, read_results
 from producer.server import EmbeddedServer
+from producer.status import job_status
+from producer.submit import Submitted
 
 _MACHINE = "This machine"
 
@@ -62,7 +64,8 @@ def run_command(
 ) -> None:
     """All of it on this machine: Redis server, workers, job, results. Interrupted and run again, it goes on."""
     spec = job.spec(model, sampling.params(), prompts)
-    if flags.out is not None:
+    opened = open_rows(source, spec, prompts)
+    if flags.out is not None and not Path(flags.out).is_dir():
         format_of(flags.out, None)
     settings = place.settings()
     store = Connection(settings, create=True).store
@@ -73,7 +76,8 @@ def run_command(
         local = LocalWorkers(model, flags.workers, redis_url, store.uri, home, _worker_arguments(flags))
         try:
             with local:
-                submitted = start_job(connection, source, spec, prompts, job)
+                submitted = start_job(connection, opened, spec, prompts, job)
+                _resume(connection, submitted)
                 return wait_for(connection, submitted.job.id, local.supervise, resume="the same command goes on")
         finally:
             connection.close()
@@ -83,8 +87,18 @@ def run_command(
     else:
         with EmbeddedServer(store.root or home, home) as server:
             status = run_at(server.url)
-    _report(settings, status, flags)
+    if status.status.ended:
+        _report(settings, status, flags)
     finish(status, flags.allow_failed)
+
+
+def _resume(connection: Connection, submitted: Submitted) -> None:
+    """The same command goes on where it was, also where the job had paused itself."""
+    if submitted.existed and not submitted.ended:
+        status = job_status(connection, submitted.job.id)
+        if status.status is Status.PAUSED:
+            say(f"job {status.id} was paused{f' ({status.reason})' if status.reason else ''} and goes on")
+            connection.ledger.resume(status.id)
 
 
 def _worker_arguments(flags: RunFlags) -> tuple[str, ...]:

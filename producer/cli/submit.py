@@ -25,7 +25,8 @@ from producer.cli.flags import (
 from producer.cli.text import problems_text, report_text, say, staging
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
-from producer.sources import open_source
+from producer.rows import RowChecker
+from producer.sources import Source, open_source
 from producer.submit import Submitted
 from producer.submit import submit as submit_source
 
@@ -83,10 +84,11 @@ def submit_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Check SOURCE, stage it, and enqueue it as a job; prints the job's id."""
+    spec = job.spec(model, sampling.params(), prompts)
+    opened = open_rows(source, spec, prompts)
     connection = Connection(place.settings(), create=True)
     try:
-        spec = job.spec(model, sampling.params(), prompts)
-        submitted = start_job(connection, source, spec, prompts, job)
+        submitted = start_job(connection, opened, spec, prompts, job)
         _tell(connection, submitted)
         if as_json and not wait:
             json_out(submitted.to_json(connection.store))
@@ -102,14 +104,23 @@ def submit_command(
         connection.close()
 
 
-def start_job(connection: Connection, source: str, spec: JobSpec, prompts: PromptFlags, job: JobFlags) -> Submitted:
-    """Submit ``source`` with the flags of a command line; bad rows, skipped or not, are told on stderr."""
+def open_rows(source: str, spec: JobSpec, prompts: PromptFlags) -> Source:
+    """The source, if it is there and has the columns that the flags name: known before anything is started.
+
+    Raises InputError.
+    """
     opened = open_source(source, format=prompts.source_format)
+    RowChecker(prompts.row_options(spec.sampling), opened)
+    return opened
+
+
+def start_job(connection: Connection, source: Source, spec: JobSpec, prompts: PromptFlags, job: JobFlags) -> Submitted:
+    """Submit ``source`` with the flags of a command line; bad rows, skipped or not, are told on stderr."""
     try:
         with staging() as progress:
             submitted = submit_source(
                 connection,
-                opened,
+                source,
                 prompts.row_options(spec.sampling),
                 spec,
                 job_id=job.job_id,

@@ -27,6 +27,12 @@ def wait_for(
 
 def finish(status: JobStatus, allow_failed: bool) -> None:
     """Leave with 1 where the job did not end completed, or has failed rows that are not allowed."""
+    if status.status is Status.PAUSED:
+        say(
+            f"job {status.id} has paused itself: {status.reason}; `promptmill resume {status.id}` goes on, "
+            f"`promptmill cancel {status.id}` ends it"
+        )
+        raise typer.Exit(1)
     if status.status is not Status.COMPLETED:
         say(f"job {status.id} ended {status.status}" + (f": {status.reason}" if status.reason else ""))
         raise typer.Exit(1)

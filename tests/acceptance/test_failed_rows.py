@@ -88,3 +88,22 @@ def test_a_job_that_only_fails_pauses_itself_and_says_why(mill: Mill) -> None:
     assert "fail" in status["reason"]
     assert status["reason"] in mill.call("status", job).ok().out
     mill.call("cancel", job).ok()
+
+
+def test_a_job_that_only_fails_pauses_itself_and_whoever_waits_is_told(mill: Mill) -> None:
+    source = mill.write("hopeless.jsonl", "".join(json.dumps({"prompt": TOO_LONG}) + "\n" for _ in range(900)))
+    flags = ("--model", "tiny", "--batch-size", "100", "--wait")
+    waited = mill.call("submit", source, *flags)
+    job = waited.out.strip()
+
+    assert waited.code == 1
+    assert f"job {job} has paused itself" in waited.err
+    assert "prompt_too_long" in waited.err
+    assert f"promptmill resume {job}" in waited.err
+    status = mill.status(job)
+    assert status["status"] == "paused"
+    assert 200 <= status["rows"]["failed"] < 900
+
+    assert mill.call("cancel", job).code == 0
+    ended = mill.wait_for(job, "cancelled")
+    assert ended["rows"]["failed"] + ended["rows"]["cancelled"] == 900
