@@ -227,7 +227,10 @@ def _collect(worker: WorkerContext, pending: _Pending, lease: HeldLease) -> Resu
     row.prompt_tokens, row.completion_tokens = completion.prompt_tokens, len(completion.token_ids)
     row.started_at, row.finished_at = completion.started_at, completion.finished_at
     if completion.cancelled:
-        row.status, row.completion_tokens = _STOPPED.get(lease.state, "cancelled"), None
+        if lease.state not in _STOPPED:
+            # Nobody asked for the row to end: the lease is lost, or the engine is being closed.
+            raise LeaseLostError
+        row.status, row.completion_tokens = _STOPPED[lease.state], None
         return row
     if completion.error_code is not None:
         return _failed(row, completion.error_code, completion.error_message)
