@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 
-from jobs.errors import DamagedFileError
+from jobs.errors import DamagedFileError, PromptmillError
 from jobs.finalize import MissingPartsError, Progress, finalize
 from jobs.ledger import Claim, Ledger
 from jobs.permits import Permits
 from jobs.records import read_job
+from jobs.recover import manifest_status
+from jobs.results import PartCounts
+from jobs.spec import JobFile
 from jobs.store import Store
 
 _log = logging.getLogger(__name__)
+
+#: Finalizations of a job after which an error that nobody foresaw means that it has failed.
+MAX_ATTEMPTS = 3
 
 
 def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive: Progress) -> None:
@@ -22,14 +28,34 @@ def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive:
     """
     try:
         job = read_job(store, claim.job)
-        counts = finalize(store, job, claim.ending, alive=alive)
+        _end(store, ledger, job, claim, alive)
     except MissingPartsError as error:
+        store.require()
         _log.error("%s: they are generated again", error)
         ledger.reopen(claim.job, error.batches, error.counts)
         permits.send(job.spec.model)
     except DamagedFileError as error:
-        _log.error("job %s cannot be finalized: %s", claim.job, error)
-        ledger.fail(claim.job, str(error))
-    else:
-        ledger.finalized(claim.job, claim.ending, counts, claim.token)
-        _log.info("job %s ended: %s, %d rows", claim.job, claim.ending, counts.rows)
+        store.require()
+        _fail(ledger, claim, error)
+    except PromptmillError:
+        raise
+    except Exception as error:
+        # What nobody foresaw may pass; what comes back every time must not come back for ever.
+        if claim.attempt < MAX_ATTEMPTS:
+            raise
+        _fail(ledger, claim, error)
+
+
+def _end(store: Store, ledger: Ledger, job: JobFile, claim: Claim, alive: Progress) -> None:
+    def published(counts: PartCounts) -> None:
+        # How the manifest says it ended: it may be that of a finalizer before this one.
+        ending = manifest_status(store, job.id)
+        ledger.finalized(job.id, ending, counts, claim.token)
+        _log.info("job %s ended: %s, %d rows", job.id, ending, counts.rows)
+
+    finalize(store, job, claim.ending, alive=alive, published=published)
+
+
+def _fail(ledger: Ledger, claim: Claim, error: Exception) -> None:
+    _log.error("job %s cannot be finalized: %s", claim.job, error)
+    ledger.fail(claim.job, f"{type(error).__name__}: {error}"[:500])

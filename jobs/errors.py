@@ -12,6 +12,7 @@
     │   └── StoreUnavailableError
     │       └── ForeignStoreError             it belongs to something else
     ├── JobNotCompletedError        exit 1    a job that was waited for ended otherwise
+    ├── LeaseLostError                        the work of a lease is to be dropped
     ├── NotFoundError                         no such object in the store
     ├── DamagedFileError                      an object in the store cannot be read
     └── ModelError                  exit 2    a model cannot be loaded or served
@@ -29,6 +30,7 @@ __all__ = [
     "InputError",
     "JobConflictError",
     "JobNotCompletedError",
+    "LeaseLostError",
     "ModelError",
     "NotFoundError",
     "Problem",
@@ -111,6 +113,10 @@ class JobNotCompletedError(PromptmillError):
     """Raised when a job that was waited for ended otherwise than completed."""
 
     exit_code = 1
+
+
+class LeaseLostError(PromptmillError):
+    """Raised when the work of a lease is to be dropped: another has it, or this process is ending."""
 
 
 class NotFoundError(PromptmillError):

@@ -66,10 +66,18 @@ class PlannedFile:
     rows: int
 
 
-def finalize(store: Store, job: JobFile, ending: Status, *, alive: Progress = lambda: None) -> PartCounts:
-    """Publish the dataset of ``job`` and return its counts.
+def finalize(
+    store: Store,
+    job: JobFile,
+    ending: Status,
+    *,
+    alive: Progress = lambda: None,
+    published: Callable[[PartCounts], None] = lambda counts: None,
+) -> PartCounts:
+    """Publish the dataset of ``job``, remove its parts, and return its counts.
 
-    ``ending`` is how the job ends; ``alive`` is called between steps and may raise to stop. Raises
+    ``ending`` is how the job ends; ``alive`` is called between steps and may raise to stop; ``published`` is
+    called with the counts once the dataset is whole, before the parts go. Raises
     MissingPartsError, DamagedFileError (the counts do not add up) or StoreUnavailableError.
     """
     success = layout.success_file(job.id)
@@ -81,7 +89,8 @@ def finalize(store: Store, job: JobFile, ending: Status, *, alive: Progress = la
             if not store.exists(success):
                 raise
     counts = manifest_counts(store, job.id)
-    store.delete(list(list_parts(store, job.stage).values()))
+    published(counts)
+    store.delete(list_parts(store, job.stage).values())
     return counts
 
 
@@ -193,7 +202,10 @@ def _plan(store: Store, job: JobFile, parts: list[Part]) -> list[PlannedFile]:
     path = layout.plan_file(job.stage)
     mine = [asdict(planned) for planned in plan_files(parts)]
     store.put_if_absent(path, orjson.dumps({"files": mine}))
-    return [PlannedFile(**planned) for planned in orjson.loads(store.get(path))["files"]]
+    try:
+        return [PlannedFile(**planned) for planned in orjson.loads(store.get(path))["files"]]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{store.locate(path)} cannot be read: {error}") from error
 
 
 def plan_files(parts: list[Part], target: int = TARGET_FILE_BYTES) -> list[PlannedFile]:

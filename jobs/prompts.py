@@ -68,6 +68,8 @@ def read_batch(content: bytes, sampling: SamplingParams) -> InputBatch:
         columns = table.select(own).rename_columns([name.removeprefix(SOURCE_PREFIX) for name in own])
         rows = table.select([field.name for field in INPUT_FIELDS]).to_pylist()
         return InputBatch([_prompt(row, sampling) for row in rows], columns)
+    except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
+        raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"the input batch cannot be read: {error}") from error
 

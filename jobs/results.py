@@ -159,6 +159,8 @@ def read_row_count(content: bytes) -> int:
     """Rows of a Parquet file, from its footer. Raises DamagedFileError."""
     try:
         return int(open_parquet(content).metadata.num_rows)
+    except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedFileError(f"the file's footer cannot be read: {error}") from error
 
@@ -167,6 +169,8 @@ def read_part(content: bytes) -> pa.Table:
     """A part's rows. Raises DamagedFileError where the bytes are not a whole Parquet file."""
     try:
         return read_parquet(content)
+    except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedFileError(f"the part cannot be read: {error}") from error
 
@@ -176,6 +180,8 @@ def part_counts(content: bytes) -> PartCounts:
     try:
         metadata = open_parquet(content).metadata.metadata or {}
         return PartCounts(**orjson.loads(metadata[_COUNTS_KEY]))
+    except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
+        raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"the part's footer cannot be read: {error}") from error
 

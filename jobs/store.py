@@ -172,6 +172,16 @@ class Store:
                 with attempt, contextlib.suppress(NotFoundError):
                     self._call(obstore.delete, path)
 
+    def require(self) -> None:
+        """Raises StoreUnavailableError where the store itself is gone: a volume that is not mounted, say.
+
+        To be asked before a file that is missing counts as lost.
+        """
+        try:
+            self.get(STORE_FILE)
+        except NotFoundError:
+            raise StoreUnavailableError(f"store {self.uri} is gone: {STORE_FILE} is not there any more") from None
+
     def probe(self) -> None:
         """Try put-if-absent for real: raises StoreUnavailableError if the endpoint ignores it."""
         path = f"_probe/{uuid.uuid4().hex}"

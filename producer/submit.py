@@ -71,10 +71,16 @@ def submit(
     stage = f"{now():%Y%m%d}-{secrets.token_hex(8)}"
     try:
         staged, report = _stage(connection.store, source, options, spec, stage, skip_invalid, progress)
-        job, existed = _accept(connection.store, staged, job_id, again)
     except BaseException:
         discard_stage(connection.store, stage)
         raise
+    try:
+        job, existed = _accept(connection.store, staged, job_id, again)
+    except JobConflictError:
+        discard_stage(connection.store, stage)
+        raise
+    # Any other failure in there leaves open whether the job was accepted: its stage must stay. If no job names
+    # it, upkeep removes it in a week.
     if existed:
         discard_stage(connection.store, stage)
     ended = has_ended(connection.store, job.id)
@@ -147,7 +153,9 @@ def _accept(store: Store, staged: JobFile, job_id: str | None, again: bool) -> t
         name = first if attempt == 1 else f"{first}-{attempt}"
         found = _put_job(store, staged.model_copy(update={"id": check_job_id(name)}))
         if found is None:
-            return read_job(store, name), False
+            return staged.model_copy(update={"id": name}), False
+        if found.stage == staged.stage:  # our own put, whose answer was lost and which was then repeated
+            return found, False
         if found.digest != staged.digest:
             raise JobConflictError(f"job id {name!r} is taken by other work in {store.uri}: choose another --job-id")
         if not again or not has_ended(store, name):

@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 
 from jobs.ending import end_job
+from jobs.errors import LeaseLostError
 from jobs.ledger import Beat, Claim, LeaseState
 from jobs.records import wish_cancel
 from jobs.spec import JobStatus, Status
@@ -55,11 +56,7 @@ def _end(connection: Connection, claim: Claim) -> None:
             return
         last = time.monotonic()
         if connection.ledger.heartbeat([beat]).get((claim.job, claim.batch)) is LeaseState.LOST:
-            raise _LeaseLostError
+            raise LeaseLostError
 
-    with suppress(_LeaseLostError):
+    with suppress(LeaseLostError):
         end_job(connection.store, connection.ledger, connection.permits, claim, alive)
-
-
-class _LeaseLostError(Exception):
-    """Raised when another process ends the job."""

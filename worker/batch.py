@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.ending import end_job
-from jobs.errors import DamagedFileError, UnavailableError, UnknownJobError
+from jobs.errors import DamagedFileError, LeaseLostError, UnavailableError, UnknownJobError
 from jobs.finalize import batch_rows, lost_batch, read_input
 from jobs.ledger import FINALIZE, Claim, LeaseState
 from jobs.parts import commit_part, find_part
@@ -38,10 +38,6 @@ _STOPPED = {LeaseState.CANCELLED: "cancelled", LeaseState.EXPIRED: "expired"}
 
 #: Seconds between handing back a batch, because the store or Redis failed, and the thread's next claim.
 _BACK_OFF_S = 2.0
-
-
-class LeaseLostError(Exception):
-    """Raised when the work of a lease is to be dropped: another has it, or this process is ending."""
 
 
 def run_permit(worker: WorkerContext) -> None:
@@ -88,13 +84,9 @@ def _leased(worker: WorkerContext, claim: Claim) -> Iterator[HeldLease]:
     try:
         yield lease
     except UnavailableError as error:
-        _log.warning("job %s batch %d is handed back: %s", claim.job, claim.batch, error)
-        _release(worker, claim)
-        # The batch can be claimed again at once: while a store is down that would be a busy loop.
-        worker.draining.wait(_BACK_OFF_S)
+        _hand_back(worker, claim, error)
     except (DamagedFileError, UnknownJobError) as error:
-        _log.error("job %s cannot go on: %s", claim.job, error)
-        worker.ledger.fail(claim.job, str(error))
+        _fail_job(worker, claim, error)
     except LeaseLostError:
         _release(worker, claim)
     except BaseException:
@@ -102,6 +94,24 @@ def _leased(worker: WorkerContext, claim: Claim) -> Iterator[HeldLease]:
         raise
     finally:
         worker.leases.let_go(lease)
+
+
+def _fail_job(worker: WorkerContext, claim: Claim, error: Exception) -> None:
+    """A job whose record is gone or damaged has failed, unless it is the store itself that is away."""
+    try:
+        worker.store.require()
+    except UnavailableError as away:
+        _hand_back(worker, claim, away)
+        return
+    _log.error("job %s cannot go on: %s", claim.job, error)
+    worker.ledger.fail(claim.job, str(error))
+
+
+def _hand_back(worker: WorkerContext, claim: Claim, error: Exception) -> None:
+    _log.warning("job %s batch %d is handed back: %s", claim.job, claim.batch, error)
+    _release(worker, claim)
+    # The batch can be claimed again at once: while a store is down that would be a busy loop.
+    worker.draining.wait(_BACK_OFF_S)
 
 
 def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease, submitted: Callable[[], None]) -> None:
@@ -166,6 +176,7 @@ def generate(
     try:
         source = read_input(worker.store, job, claim.batch)
     except DamagedFileError as error:
+        worker.store.require()
         return lost_batch(job, claim.batch, str(error))
     pending = _submit(worker, job, source, lease)
     submitted()
