@@ -12,13 +12,32 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.errors import InputError, ModelError
+from jobs.spec import split_model
 
+#: Seconds. Shorter than elsewhere: on one machine no network delays a heartbeat, and nobody likes to wait.
+LEASE_S = 20.0
 #: A worker that ends sooner than this after its start counts as failed to start.
 _QUICK_DEATH_S = 20.0
 #: Failed starts in a row before the run gives up.
 _MAX_QUICK_DEATHS = 3
 #: Between SIGTERM and SIGKILL.
 _STOP_TIMEOUT_S = 20.0
+
+
+def check_model(model: str) -> None:
+    """Find, before a job is accepted, what a worker would stumble over. Raises InputError.
+
+    Only a worker knows whether a model loads; but a folder that is not there, or is no model, is known at once.
+    """
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise InputError("a local run needs the worker: pip install 'promptmill[worker]'")
+    source = split_model(model)[1]
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"--model {model}: {folder} is not a model, it has no config.json")
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise InputError(f"--model {model}: there is no folder {source}")
 
 
 @dataclass(slots=True)
@@ -31,6 +50,8 @@ class _Worker:
     started: float = 0.0
     failures: int = 0
     not_before: float = 0.0
+    #: Where this process's own lines begin in the log.
+    log_start: int = 0
 
 
 @dataclass(slots=True)
@@ -50,8 +71,6 @@ class LocalWorkers:
     _workers: list[_Worker] = field(default_factory=list)
 
     def __enter__(self) -> LocalWorkers:
-        if find_spec("torch") is None or find_spec("transformers") is None:
-            raise InputError("a local run needs the worker: pip install 'promptmill[worker]'")
         self.log_folder.mkdir(parents=True, exist_ok=True)
         for number in range(1, self.count + 1):
             worker = _Worker(number, self.log_folder / f"worker-{number}.log")
@@ -92,8 +111,12 @@ class LocalWorkers:
         worker.failures = worker.failures + 1 if quick else 0
         # 2 is bad usage or a model that cannot be loaded: a restart would say the same.
         if status == 2 or worker.failures >= _MAX_QUICK_DEATHS:
-            raise ModelError(f"the worker cannot serve {self.model}: {_last_words(worker.log)} (log: {worker.log})")
+            raise ModelError(f"the worker cannot serve {self.model}: {_last_words(worker)} (log: {worker.log})")
         self.restarts += 1
+        sys.stderr.write(
+            f"worker {worker.number} ended with status {status} and is started again (log: {worker.log}); "
+            f"the rows that it had in hand come back within {LEASE_S:g} s\n"
+        )
         worker.not_before = time.monotonic() + (2.0**worker.failures - 1)
 
     def _start(self, worker: _Worker) -> None:
@@ -104,12 +127,14 @@ class LocalWorkers:
             **os.environ,
             "PROMPTMILL_REDIS_URL": self.redis_url,
             "PROMPTMILL_STORE": self.store,
+            "PROMPTMILL_LEASE_S": os.environ.get("PROMPTMILL_LEASE_S", str(LEASE_S)),
             # Idle torch threads of one worker must not spin on the cores of another.
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
         }
         with worker.log.open("ab") as log:
+            worker.log_start = log.tell()
             # A session of its own: Ctrl-C in the terminal is the run's to handle, which then stops its workers.
             worker.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -117,9 +142,9 @@ class LocalWorkers:
         worker.started = time.monotonic()
 
 
-def _last_words(log: Path) -> str:
-    """The last error line of a worker's log."""
-    lines = log.read_text(errors="replace").strip().splitlines()
+def _last_words(worker: _Worker) -> str:
+    """The last error line that a worker wrote since its start."""
+    lines = worker.log.read_bytes()[worker.log_start :].decode(errors="replace").strip().splitlines()
     for line in reversed(lines):
         if line.startswith("error: "):
             return line.removeprefix("error: ")
