@@ -1,4 +1,7 @@
-"""What both command lines share: running the app with the exit codes of the error tree, logging, JSON output."""
+"""What both command lines share: running the app with the exit codes of the error tree, logging, JSON output.
+
+Little is imported here: a Ctrl-C in the first second of a command is to find ``run_app`` at work.
+"""
 
 from __future__ import annotations
 
@@ -6,57 +9,105 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
-
-import orjson
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import PromptmillError
-from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from jobs.settings import Settings
 
 #: Between the lines of an epilog: click keeps these line breaks.
 EPILOG_NEWLINES = "\n\n"
 
+EXIT_STDOUT = 2
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 
 
+class Interrupted(BaseException):
+    """Raised when Ctrl-C ends a command; the message, if any, says what became of its work.
+
+    Not a KeyboardInterrupt: typer would end at that without a word.
+    """
+
+
 def json_out(document: Any) -> None:
     """Print exactly one JSON document on stdout."""
-    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+    import orjson
+
+    options = orjson.OPT_INDENT_2 | orjson.OPT_NAIVE_UTC
+    sys.stdout.write(orjson.dumps(document, default=str, option=options).decode() + "\n")
     sys.stdout.flush()
 
 
 def run_app(app: Callable[[], object]) -> None:
     """Run a command line and exit with the code that its outcome has; a user never sees a traceback of ours.
 
-    ``app`` exits by itself (SystemExit) after usage errors and where a command chose its exit code.
+    ``app`` imports the command line and calls it. It exits by itself (SystemExit) after usage errors and where
+    a command chose its exit code.
     """
-    code = 0
     try:
-        app()
-    except KeyboardInterrupt:
+        code = _outcome(app)
+    except (KeyboardInterrupt, Interrupted) as interrupt:
+        said = f": {interrupt}" if str(interrupt) else ""
+        sys.stderr.write(f"interrupted{said}\n")
         code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+def _outcome(app: Callable[[], object]) -> str | int | None:
+    """The exit code of ``app``; what is wrong is told on stderr."""
+    code: str | int | None = 0
+    try:
+        try:
+            app()
+        except SystemExit as end:
+            code = end.code
+        # Here, not at the interpreter's end, where a full disk is a line of Python's own.
+        sys.stdout.flush()
     except PromptmillError as error:
         sys.stderr.write(f"error: {error}\n")
-        code = error.exit_code
+        return error.exit_code
     except BrokenPipeError:
-        # The reader has gone (`| head`): nothing is left to say, and the interpreter must not try at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has gone (`| head`): nothing is left to say.
+        _drop_stdout()
     except Exception as error:
+        if isinstance(error, OSError) and _stdout_is_at_fault(error):
+            _drop_stdout()
+            sys.stderr.write(f"error: stdout cannot be written: {error.strerror or error}\n")
+            return EXIT_STDOUT
         logging.getLogger("promptmill").debug("internal error", exc_info=True)
         sys.stderr.write(
             f"error: internal error ({type(error).__name__}: {error}); please report it with the output of the same "
             "command under PROMPTMILL_LOG_LEVEL=debug\n"
         )
-        code = EXIT_INTERNAL
-    sys.exit(code)
+        return EXIT_INTERNAL
+    return code
+
+
+def _stdout_is_at_fault(error: OSError) -> bool:
+    """Whether ``error`` was stdout's: it still cannot take what it holds, or holds nothing and no file is named."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    # PYTHONUNBUFFERED: what could not be written is gone.
+    return error.filename is None and getattr(sys.stdout, "write_through", False)
+
+
+def _drop_stdout() -> None:
+    """Send what stdout still holds nowhere: the interpreter must not try it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        from datetime import UTC, datetime
+
+        import orjson
+
         entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname.lower(),

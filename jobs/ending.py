@@ -16,8 +16,8 @@ from jobs.store import Store
 
 _log = logging.getLogger(__name__)
 
-#: Finalizations of a job after which an error that nobody foresaw means that it has failed.
-MAX_ATTEMPTS = 3
+#: Finalizations of a job that may fail in ways that nobody foresaw before the job has failed.
+MAX_FAILURES = 3
 
 
 def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive: Progress) -> None:
@@ -41,7 +41,7 @@ def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive:
         raise
     except Exception as error:
         # What nobody foresaw may pass; what comes back every time must not come back for ever.
-        if claim.attempt < MAX_ATTEMPTS:
+        if claim.failures + 1 < MAX_FAILURES:
             raise
         _fail(ledger, claim, error)
 

@@ -29,6 +29,11 @@ def expired_file(job: str) -> str:
     return f"{JOBS}/{job}.expired.json"
 
 
+def pin_file(job: str) -> str:
+    """Put at the first claim of a job: which weights generate it, so that Redis may forget who began it."""
+    return f"{JOBS}/{job}.pin.json"
+
+
 def tombstone_file(job: str) -> str:
     """Left by delete: an id is never used twice."""
     return f"{JOBS}/{job}.deleted.json"

@@ -6,12 +6,17 @@ neither lose nor repeat work, and the broker never is the only place that knows 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
+from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.exceptions import RedisError
 
-from jobs.errors import RedisUnavailableError
+from jobs.errors import InputError, RedisUnavailableError
 
 #: The only task that a worker accepts.
 PERMIT_TASK = "promptmill.permit"
@@ -23,6 +28,17 @@ _TRANSPORT_OPTIONS = {
     "socket_keepalive": True,
     "health_check_interval": 25,
 }
+
+#: What :func:`redis.connection.parse_url` finds: where the server is and who asks, ...
+_WHERE = frozenset({"connection_class", "host", "port", "path", "db", "username", "password"})
+#: ... how its certificate is checked, ...
+_TLS = frozenset({"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"})
+_SPELLED_LOW = frozenset({"ssl_check_hostname"})
+#: ... and how a connection behaves, which says nothing about those of Celery.
+_TUNING = frozenset({
+    "socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_read_size", "health_check_interval",
+    "retry_on_timeout", "max_connections", "timeout", "client_name", "protocol", "legacy_responses",
+})  # fmt: skip
 
 
 def broker_prefix(store_id: str) -> str:
@@ -40,7 +56,10 @@ def queue_key(store_id: str, model: str) -> str:
 
 
 def make_app(redis_url: str, store_id: str, model: str | None = None) -> Celery:
-    """The Celery app of either side. A worker names the ``model`` whose permits it consumes."""
+    """The Celery app of either side. A worker names the ``model`` whose permits it consumes.
+
+    Raises InputError for a URL that Celery cannot use.
+    """
     app = Celery("promptmill", broker=broker_url(redis_url), set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -73,9 +92,48 @@ def _queue(model: str) -> Queue:
 
 
 def broker_url(redis_url: str) -> str:
-    """A Redis URL as kombu spells it: redis-py's ``unix://`` is its ``redis+socket://``."""
-    scheme, separator, rest = redis_url.partition("://")
-    return f"redis+socket://{rest}" if separator and scheme == "unix" else redis_url
+    """A Redis URL as kombu spells it, which means to it what the given one means to redis-py.
+
+    kombu takes the database from the path alone (over a Unix socket from ``virtual_host``), and of redis-py's
+    options those of TLS. Options that tune a connection are left out: permits have their own. Raises InputError.
+    """
+    try:
+        options: dict[str, Any] = parse_url(redis_url)  # type: ignore[no-untyped-call]
+        options["port"] = int(options.get("port", 6379))
+    except ValueError as error:
+        # Not the error's own words: they may hold a part of the password.
+        raise InputError(
+            "PROMPTMILL_REDIS_URL is no Redis URL: redis://[user:password@]host[:port][/db], rediss://... or "
+            "unix://[user:password@]/path[?db=N]; percent-encode special characters of the password"
+        ) from error
+    _refuse_unknown(options)
+    user, password = (quote(options.get(name, ""), safe="") for name in ("username", "password"))
+    login = f"{user}:{password}@" if user or password else ""
+    database = options.get("db", 0)
+    if options.get("connection_class") is UnixDomainSocketConnection:
+        return f"redis+socket://{login}{quote(options['path'])}?virtual_host={database}"
+    host = options.get("host", "localhost")
+    address = f"{f'[{host}]' if ':' in host else quote(host)}:{options['port']}/{database}"
+    if options.get("connection_class") is not SSLConnection:
+        return f"redis://{login}{address}"
+    tls = {name: str(options[name]).lower() if name in _SPELLED_LOW else options[name] for name in _TLS & set(options)}
+    # Named even if not given: without any, kombu would not check the certificate.
+    return f"rediss://{login}{address}?{urlencode(sorted({'ssl_cert_reqs': 'required', **tls}.items()))}"
+
+
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Raises InputError for what would get lost on the way to kombu."""
+    tls = _TLS if options.get("connection_class") is SSLConnection else frozenset()
+    unix = options.get("connection_class") is UnixDomainSocketConnection
+    unknown = sorted(set(options) - _WHERE - _TUNING - tls)
+    if unknown:
+        raise InputError(
+            f"PROMPTMILL_REDIS_URL has options that Celery cannot use: {', '.join(unknown)}; leave them out"
+        )
+    if unix and not options.get("path"):
+        raise InputError("PROMPTMILL_REDIS_URL names no socket: unix:///path/of/redis.sock")
+    if options.get("ssl_cert_reqs", "none") not in ("none", "optional", "required"):
+        raise InputError("PROMPTMILL_REDIS_URL: ssl_cert_reqs is none, optional or required")
 
 
 class Permits:

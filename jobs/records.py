@@ -53,6 +53,33 @@ def note_expired(store: Store, job: str) -> None:
     store.put_if_absent(layout.expired_file(job), content)
 
 
+def pin(store: Store, job: str, fingerprint: str) -> str:
+    """Pin ``job`` to the weights ``fingerprint`` unless it is pinned; the fingerprint that holds.
+
+    Raises DamagedFileError where the pin that is there cannot be read.
+    """
+    if store.put_if_absent(layout.pin_file(job), orjson.dumps({"job": job, "fingerprint": fingerprint})):
+        return fingerprint
+    return pinned(store, job) or fingerprint
+
+
+def pinned(store: Store, job: str) -> str | None:
+    """The fingerprint of the weights that ``job`` was begun with, None before its first batch.
+
+    Raises DamagedFileError.
+    """
+    path = layout.pin_file(job)
+    try:
+        fingerprint = orjson.loads(store.get(path))["fingerprint"]
+    except NotFoundError:
+        return None
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{store.locate(path)} cannot be read: {error}") from error
+    if not isinstance(fingerprint, str) or not fingerprint:
+        raise DamagedFileError(f"{store.locate(path)} names no weights")
+    return fingerprint
+
+
 def read_manifest(store: Store, job: str) -> dict[str, object] | None:
     """The manifest of an ended job, None while it has not ended. Raises DamagedFileError."""
     if not has_ended(store, job):

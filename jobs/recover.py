@@ -10,7 +10,8 @@ from jobs.errors import DamagedFileError, NotFoundError, UnknownJobError
 from jobs.finalize import manifest_counts
 from jobs.ledger import Ledger
 from jobs.parts import find_part, list_parts
-from jobs.records import has_ended, job_ids, read_job, read_manifest
+from jobs.records import has_ended, job_ids, pinned, read_job, read_manifest
+from jobs.results import PartCounts, part_counts
 from jobs.spec import JobFile, Status
 from jobs.store import Store
 
@@ -27,11 +28,14 @@ class Recovery:
 
 
 def recover_all(store: Store, ledger: Ledger) -> Recovery:
-    """Tell the ledger of every job in the store. Pauses and changed priorities lived in Redis alone: they are lost."""
+    """Tell the ledger of every job in the store. Pauses and changed priorities lived in Redis alone: they are lost.
+
+    A job that the ledger knows as failed stays so.
+    """
     found = Recovery()
     for job in job_ids(store):
         try:
-            (found.restored if recover_job(store, ledger, job) else found.ended).append(job)
+            (found.restored if recover_job(store, ledger, job, revive=False) else found.ended).append(job)
         except UnknownJobError:
             continue  # deleted since it was listed
         except DamagedFileError as error:
@@ -54,31 +58,60 @@ def recover_if_needed(store: Store, ledger: Ledger) -> None:
         )
 
 
-def recover_job(store: Store, ledger: Ledger, job: str) -> bool:
+def recover_job(store: Store, ledger: Ledger, job: str, *, revive: bool = True) -> bool:
     """Tell the ledger of one job and of its finished batches; False if the job has ended.
 
+    With ``revive`` a job that has failed goes on, keeping its parts: what made it fail may be mended.
     Raises UnknownJobError, DamagedFileError.
     """
     record = read_job(store, job)
     if has_ended(store, job):
         _end_in_ledger(store, ledger, record)
         return False
-    done = {}
-    for batch in list_parts(store, record.stage):
-        part = find_part(store, record.stage, batch)
-        if part is not None:
-            done[batch] = part.counts
-    ledger.restore(record, done)
+    fingerprint = pinned(store, job)
+    state = ledger.job(job)
+    if state is not None and state.status is Status.FAILED:
+        if not revive:
+            return False
+        ledger.forget(job)
+    ledger.restore(record, {}, fingerprint)
+    # Before the batches: the last of them would settle the job, which would then end as completed.
     if store.exists(layout.cancel_file(job)):
         ledger.cancel(job)
     elif store.exists(layout.expired_file(job)):
         ledger.expire(job)
+    ledger.restore(record, _unknown_parts(store, ledger, record), fingerprint)
     return True
 
 
+def _unknown_parts(store: Store, ledger: Ledger, job: JobFile) -> dict[int, PartCounts]:
+    """The counts of the parts that the ledger was not told of."""
+    known = ledger.done(job.id)
+    found = {}
+    for batch, path in list_parts(store, job.stage).items():
+        counts = None if batch in known else _counts(store, job, batch, path)
+        if counts is not None:
+            found[batch] = counts
+    return found
+
+
+def _counts(store: Store, job: JobFile, batch: int, path: str) -> PartCounts | None:
+    """From the footer alone: decoding every row takes far longer, and the finalizer does it before it trusts a part."""
+    try:
+        return part_counts(store.get(path))
+    except NotFoundError:
+        return None  # a finalizer has removed it since it was listed
+    except DamagedFileError:
+        part = find_part(store, job.stage, batch)
+        return None if part is None else part.counts
+
+
 def _end_in_ledger(store: Store, ledger: Ledger, record: JobFile) -> None:
-    """A finalizer that died after ``_SUCCESS`` left the ledger believing that the job lives."""
+    """A finalizer that died after ``_SUCCESS`` left the ledger believing that the job lives, or has failed."""
     state = ledger.job(record.id)
+    if state is not None and state.status is Status.FAILED:
+        ledger.forget(record.id)  # the dataset is whole: its manifest tells how the job ended
+        return
     if state is None or state.status.ended:
         return
     try:

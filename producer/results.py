@@ -31,11 +31,12 @@ FORMATS = ("parquet", "jsonl", "csv", "openai")
 
 
 def dataset_location(store: Store, job: str) -> str:
-    """Where the dataset of ``job`` is. Raises UnknownJobError, JobNotCompletedError (it has not ended)."""
+    """Where the dataset of ``job`` is. Raises UnknownJobError, JobNotCompletedError (there is none, or none yet)."""
     read_job(store, job)
     if not has_ended(store, job):
         raise JobNotCompletedError(
-            f"job {job} has not ended: its dataset is not complete; `promptmill watch {job}` waits for it, "
+            f"job {job} has not ended, or has failed: its dataset is not complete. `promptmill status {job}` says "
+            f"which and why; `promptmill watch {job}` waits for it, `promptmill recover {job}` has a failed job go on, "
             f"`promptmill results {job} --partial --to FILE` reads the finished batches"
         )
     return store.locate(layout.results_prefix(job))

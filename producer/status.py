@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from jobs import layout
 from jobs.errors import DamagedFileError, RedisUnavailableError, UnknownJobError
-from jobs.ledger import JobState
+from jobs.ledger import JobState, WorkerInfo
 from jobs.records import job_ids, read_job, read_manifest
 from jobs.recover import recover_job
 from jobs.spec import BatchCounts, JobFile, JobStatus, Rate, RowCounts, Running, Status, TokenCounts
@@ -29,7 +28,7 @@ def job_status(connection: Connection, job: str) -> JobStatus:
             raise
         return ended
     if state is not None:
-        return _of_state(connection, state, _live_workers(connection)[state.model])
+        return _of_state(connection, state, connection.ledger.workers())
     ended = ended_status(connection, job)
     if ended is not None:
         return ended
@@ -40,7 +39,7 @@ def job_status(connection: Connection, job: str) -> JobStatus:
     state = connection.ledger.job(job)
     if state is None:
         raise UnknownJobError(f"job {job!r} was deleted while its status was read")
-    return _of_state(connection, state, _live_workers(connection)[state.model])
+    return _of_state(connection, state, connection.ledger.workers())
 
 
 def ended_status(connection: Connection, job: str) -> JobStatus | None:
@@ -59,8 +58,8 @@ def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
     untold: list[str] = []
     look_up: Callable[[Connection, str], JobStatus | None] = job_status
     try:
-        workers = _live_workers(connection)
-        found = {state.id: _of_state(connection, state, workers[state.model]) for state in connection.ledger.jobs()}
+        workers = connection.ledger.workers()
+        found = {state.id: _of_state(connection, state, workers) for state in connection.ledger.jobs()}
     except RedisUnavailableError as error:
         _log.warning("only ended jobs can be shown: %s", error)
         look_up = ended_status
@@ -78,12 +77,24 @@ def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
     return sorted(found.values(), key=lambda status: status.created_at, reverse=True), untold
 
 
-def _live_workers(connection: Connection) -> Counter[str]:
-    """How many workers serve each model."""
-    return Counter(worker.model for worker in connection.ledger.workers())
+def _serves(worker: WorkerInfo, state: JobState) -> bool:
+    """Whether ``worker`` may claim batches of the job: once begun, it stays with its weights."""
+    return worker.model == state.model and state.fingerprint in (None, worker.fingerprint)
 
 
-def _of_state(connection: Connection, state: JobState, workers: int) -> JobStatus:
+def _reason(state: JobState, workers: list[WorkerInfo]) -> str | None:
+    """Why the job stands still, as far as it does not say so itself."""
+    others = sorted({f"{w.fingerprint[:8]} ({w.dtype})" for w in workers if w.model == state.model})
+    waits = state.status is Status.IN_PROGRESS and not any(_serves(worker, state) for worker in workers)
+    if state.reason or not (waits and others and state.fingerprint):
+        return state.reason
+    return (
+        f"begun with weights {state.fingerprint[:8]}; the live workers of {state.model!r} have {', '.join(others)}: "
+        "start one with the model folder and dtype that began the job"
+    )
+
+
+def _of_state(connection: Connection, state: JobState, workers: list[WorkerInfo]) -> JobStatus:
     rows = RowCounts(
         total=state.total,
         completed=state.completed,
@@ -105,13 +116,13 @@ def _of_state(connection: Connection, state: JobState, workers: int) -> JobStatu
         batches=BatchCounts(total=state.batches, done=state.done, running=state.running),
         tokens=TokenCounts(prompt=state.prompt_tokens, completion=state.completion_tokens),
         running=Running(rows=state.running_rows, tokens=state.running_tokens),
-        workers=0 if state.status.ended else workers,
+        workers=0 if state.status.ended else sum(_serves(worker, state) for worker in workers),
         rate=Rate(rows_per_s=round(state.rows_per_s, 3), tokens_per_s=round(state.tokens_per_s, 3)),
         eta_s=_eta(state),
         errors=state.errors,
-        reason=state.reason,
+        reason=_reason(state, workers),
         store=connection.store.uri,
-        results=_results(connection, state.id) if state.status.ended else None,
+        results=_results(connection, state.id) if state.status.ended and state.status is not Status.FAILED else None,
     )
 
 

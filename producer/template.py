@@ -48,7 +48,7 @@ class Template:
                 literals.append("")
         literals[-1] += text[end:]
         if not text.strip():
-            raise InputError("the template is empty")
+            raise InputError("the template is empty: give text with {column}s in it, or @FILE")
         return cls(text, tuple(literals), tuple(fields))
 
     @classmethod

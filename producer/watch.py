@@ -44,7 +44,8 @@ class Display(Protocol):
 def statuses(connection: Connection, job: str, supervise: Callable[[], None] = lambda: None) -> Iterator[JobStatus]:
     """The status of ``job`` every POLL_S seconds until it has ended or paused itself, upkeep done between.
 
-    ``supervise`` is called each time. An outage of Redis is waited out. Raises UnknownJobError.
+    ``supervise`` is called each time. An outage of Redis is waited out, and for ``lease_s`` after it there is no
+    upkeep: workers could not extend their leases either, and are given the time to. Raises UnknownJobError.
     """
     next_upkeep = 0.0
     while True:
@@ -59,6 +60,7 @@ def statuses(connection: Connection, job: str, supervise: Callable[[], None] = l
                 tend(connection, job)
         except UnavailableError as error:
             sys.stderr.write(f"waiting: {error}\n")
+            next_upkeep = time.monotonic() + connection.settings.lease_s
             time.sleep(2.0)
         time.sleep(POLL_S)
 

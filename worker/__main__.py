@@ -1,6 +1,13 @@
 """``python -m worker`` is ``promptmill-worker``: how a local run starts its workers."""
 
-from worker.cli import main
+from jobs.console import run_app
+
+
+def _run() -> None:
+    from worker.cli import app
+
+    app()
+
 
 if __name__ == "__main__":
-    main()
+    run_app(_run)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import threading
 import warnings
 from dataclasses import dataclass
 
-from celery import signals
+from celery import bootsteps, signals
 from celery.exceptions import SecurityWarning
 
 from jobs import __version__
@@ -24,8 +25,8 @@ from jobs.store import Store
 from worker.context import WorkerContext
 from worker.engine.padded import PaddedEngine
 from worker.engine.request import EngineLimits
-from worker.heartbeat import Upkeep
-from worker.metrics import serve_metrics
+from worker.heartbeat import EXIT_ENGINE, Upkeep
+from worker.metrics import serve_metrics, watch_engine
 from worker.models import LoadedModel, load_model
 from worker.tasks import register_tasks
 
@@ -55,8 +56,13 @@ class WorkerOptions:
     parent_pid: int | None = None
 
 
-def run_worker(settings: Settings, options: WorkerOptions) -> None:
-    """Serve a model until SIGTERM or SIGINT. Raises ModelError, UnavailableError before the first claim."""
+def run_worker(settings: Settings, options: WorkerOptions) -> int:
+    """Serve a model until SIGTERM or SIGINT; the exit status, 0 if it was one of them that ended it.
+
+    Raises InputError, ModelError, UnavailableError before the first claim.
+    """
+    if options.metrics_port is not None:
+        serve_metrics(options.metrics_port)
     store = Store.open(settings.store, create=True)
     ledger = Ledger.connect(settings.redis, store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s)
     _warn_of_other_stores(ledger, store)
@@ -71,9 +77,9 @@ def run_worker(settings: Settings, options: WorkerOptions) -> None:
     context = build_context(settings, options, store, ledger, loaded)
     context.engine.start()
     if options.metrics_port is not None:
-        serve_metrics(context, options.metrics_port)
+        watch_engine(context)
     try:
-        consume(context, options)
+        return 0 if consume(context, options) else EXIT_ENGINE
     finally:
         context.engine.close()
         ledger.unregister(context.registration.id)
@@ -124,28 +130,17 @@ def default_batch_tokens(device: object) -> int:
     return 131_072 if str(device).startswith("cuda") else 32_768
 
 
-def consume(context: WorkerContext, options: WorkerOptions) -> None:
-    """Take permits from the model's queue until the process is told to stop."""
+def consume(context: WorkerContext, options: WorkerOptions) -> bool:
+    """Take permits from the model's queue until the process is told to stop; False if Celery stopped by itself."""
     app = make_app(context.settings.redis, context.store.id, context.model)
     register_tasks(app, context)
     reconciler = Reconciler(context.store, context.ledger, context.permits, context.registration.id)
     upkeep = Upkeep(context, reconciler, STALL_S)
+    drain = Drain(context, options.grace_s)
+    app.steps["worker"].add(drain_step(drain))
     context.ledger.register(context.info())
     upkeep.start()
-    timers: list[threading.Timer] = []
-
-    def drain(**_: object) -> None:
-        """Claim no more; give what runs a grace period, then hand it back."""
-        if context.draining.is_set():
-            return
-        context.draining.set()
-        _log.info("draining: %d batches in hand, %g s of grace", len(context.leases), options.grace_s)
-        timer = threading.Timer(options.grace_s, context.abandoned.set)
-        timer.daemon = True
-        timer.start()
-        timers.append(timer)
-
-    signals.worker_shutting_down.connect(drain, weak=False)
+    signals.worker_shutting_down.connect(drain.by_signal)
     # Messages are JSON and carry nothing: running as root is no more dangerous than for any program.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     worker = app.Worker(
@@ -160,7 +155,62 @@ def consume(context: WorkerContext, options: WorkerOptions) -> None:
     try:
         worker.start()
     finally:
-        drain()
+        drain.begin()
         upkeep.stop()
-        for timer in timers:
-            timer.cancel()
+        drain.cancel()
+    if not drain.asked:
+        _log.critical("the consumer of permits stopped: the process ends")
+    return drain.asked
+
+
+class Drain:
+    """The end of a worker: it claims no more, gives what runs a grace period, then hands it back."""
+
+    def __init__(self, context: WorkerContext, grace_s: float) -> None:
+        self._context = context
+        self._timer = threading.Timer(grace_s, context.abandoned.set)
+        self._timer.daemon = True
+        self._grace_s = grace_s
+        #: Whether it was a signal that ended the worker.
+        self.asked = False
+
+    def by_signal(self, **_: object) -> None:
+        self.asked = True
+        self.begin()
+
+    def begin(self) -> None:
+        if self._context.draining.is_set():
+            return
+        self._context.draining.set()
+        _log.info("draining: %d batches in hand, %g s of grace", len(self._context.leases), self._grace_s)
+        self._timer.start()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+
+def drain_step(drain: Drain) -> type[bootsteps.StartStopStep]:
+    """The part of Celery's worker that begins ``drain`` whatever stops the worker, and sees to its signals.
+
+    Without it a consumer that dies (of a message that is no JSON, for one) waits for the threads of the pool, which
+    go on for as long as there is work: a process that lives and takes no permits.
+    """
+
+    class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        # Started after Celery installed its handlers; closed before the pool waits for its threads.
+        requires = ("celery.worker.components:Pool",)
+
+        def start(self, parent: object) -> None:
+            # Celery's cold shutdown (SIGQUIT, or SIGINT twice) is not implemented for a pool of threads, and its
+            # restart (SIGHUP) starts a command line that is not ours.
+            warm = signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGINT, warm)
+            signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if hangup is signal.SIG_IGN else warm)
+
+        def close(self, parent: object) -> None:
+            drain.begin()
+
+    # nohup: the process is to outlive its terminal.
+    hangup = signal.getsignal(signal.SIGHUP)
+    return DrainStep

@@ -17,7 +17,7 @@ from jobs.finalize import batch_rows, lost_batch, read_input
 from jobs.ledger import FINALIZE, Claim, LeaseState
 from jobs.parts import commit_part, find_part
 from jobs.prompts import InputBatch, Prompt
-from jobs.records import read_job
+from jobs.records import pin, read_job
 from jobs.recover import recover_job
 from jobs.results import PartCounts, ResultRow, write_part
 from jobs.spec import JobFile, RowError, default_seed
@@ -29,8 +29,11 @@ from worker.models import TokenizeError
 
 _log = logging.getLogger(__name__)
 
-#: Claims of a batch after which an error that is no fault of engine, store or Redis makes error rows of it.
-MAX_ATTEMPTS = 3
+#: Runs of a batch that may fail for no fault of engine, store or Redis before it becomes error rows.
+MAX_FAILURES = 3
+
+#: Jobs whose pins a process keeps in mind; more are looked up in the store again.
+_MAX_PINS = 1_000
 
 #: The row status of rows that a lease's state took away.
 _STOPPED = {LeaseState.CANCELLED: "cancelled", LeaseState.EXPIRED: "expired"}
@@ -90,7 +93,8 @@ def _leased(worker: WorkerContext, claim: Claim) -> Iterator[HeldLease]:
     except LeaseLostError:
         _release(worker, claim)
     except BaseException:
-        _release(worker, claim)
+        # An engine that died takes its process with it; that says nothing about these rows.
+        _release(worker, claim, failed=worker.engine.failure is None)
         raise
     finally:
         worker.leases.let_go(lease)
@@ -121,11 +125,26 @@ def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease, submitted: 
     """
     started = time.monotonic()
     job = read_job(worker.store, claim.job)
+    _pin(worker, job)
     part = find_part(worker.store, job.stage, claim.batch)
     if part is None:
         part = commit_part(worker.store, job.stage, claim.batch, _contents(worker, job, claim, lease, submitted))
     _finish(worker, job, claim, part.counts)
     observe_batch(worker.model, part.counts, time.monotonic() - started)
+
+
+def _pin(worker: WorkerContext, job: JobFile) -> None:
+    """See to it that all of a job comes from the same weights, also when Redis forgets which.
+
+    Raises UnavailableError where others have begun it.
+    """
+    mine = worker.registration.fingerprint
+    if worker.pins.get(job.id) != mine:
+        worker.pins[job.id] = pin(worker.store, job.id, mine)
+    if worker.pins[job.id] != mine:
+        raise UnavailableError(f"it was begun with weights {worker.pins[job.id]}, these are {mine}")
+    while len(worker.pins) > _MAX_PINS:
+        worker.pins.pop(next(iter(worker.pins)), None)
 
 
 def _contents(
@@ -140,7 +159,7 @@ def _contents(
     except (LeaseLostError, UnavailableError):
         raise
     except Exception as error:
-        if claim.attempt < MAX_ATTEMPTS or worker.engine.failure is not None:
+        if claim.failures + 1 < MAX_FAILURES or worker.engine.failure is not None:
             raise
         _log.exception("job %s batch %d: attempt %d failed too: error rows", job.id, claim.batch, claim.attempt)
         return _failed_batch(worker, job, claim, f"{type(error).__name__}: {error}"[:500])
@@ -289,9 +308,9 @@ def _finish(worker: WorkerContext, job: JobFile, claim: Claim, counts: PartCount
         worker.permits.send(worker.model)
 
 
-def _release(worker: WorkerContext, claim: Claim) -> None:
+def _release(worker: WorkerContext, claim: Claim, *, failed: bool = False) -> None:
     """Hand a lease back at once; if that cannot be said, its expiry says it."""
     try:
-        worker.ledger.release(claim.job, claim.batch, claim.token)
+        worker.ledger.release(claim.job, claim.batch, claim.token, failed)
     except UnavailableError as error:
         _log.warning("job %s batch %d: its lease will expire by itself: %s", claim.job, claim.batch, error)

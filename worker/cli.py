@@ -69,7 +69,7 @@ def start(
         trust_remote_code=trust_remote_code,
         parent_pid=parent,
     )
-    run_worker(settings, options)
+    raise typer.Exit(run_worker(settings, options))
 
 
 @app.command(epilog=f"Example:{EPILOG_NEWLINES}promptmill-worker doctor --model gpt2")

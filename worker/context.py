@@ -30,6 +30,8 @@ class WorkerContext:
     registration: WorkerInfo
     #: The process to end with, if any.
     parent_pid: int | None = None
+    #: The weights that jobs are pinned to, by job, as far as they were looked up.
+    pins: dict[str, str] = field(default_factory=dict)
     leases: Leases = field(default_factory=Leases)
     #: Set by SIGTERM: no more claims.
     draining: threading.Event = field(default_factory=threading.Event)

@@ -1,4 +1,4 @@
-"""The thread that keeps a worker's leases alive while its engine progresses, and does its share of the upkeep."""
+"""The threads that keep a worker's leases alive while its engine progresses, and do its share of the upkeep."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from worker.context import WorkerContext
 
 _log = logging.getLogger(__name__)
 
-#: The exit status of a process whose engine died or stands still (EX_TEMPFAIL): its supervisor starts it again,
-#: and the leases that it held expire.
+#: The exit status of a process whose engine died or stands still, or whose consumer died (EX_TEMPFAIL): its
+#: supervisor starts it again, and the leases that it held expire.
 EXIT_ENGINE = 75
+
+#: Seconds that the end of the process waits for a heartbeat under way, and for a reconcile, which may take minutes
+#: and can be left in the middle at any time.
+_LAST_BEAT_S, _LAST_SWEEP_S = 10.0, 0.5
 
 
 class Pulse:
@@ -42,49 +46,92 @@ class Pulse:
         return time.monotonic() - self._moved > self._stall_s
 
 
-class Upkeep(threading.Thread):
-    """Heartbeats, registration and reconcile of one worker process, on one thread.
+class Upkeep:
+    """A worker's heartbeats and its sweeps, on a thread each: a sweep may recover for minutes, leases may not wait."""
+
+    def __init__(self, context: WorkerContext, reconciler: Reconciler, stall_s: float) -> None:
+        self._stopped = threading.Event()
+        self._sweeper = Sweeper(context, reconciler, self._stopped)
+        self.heartbeat = Heartbeat(context, self._sweeper, stall_s, self._stopped)
+
+    def start(self) -> None:
+        self.heartbeat.start()
+        self._sweeper.start()
+
+    def stop(self) -> None:
+        """Returns when no heartbeat is under way: one that came late would list a worker that has gone."""
+        self._stopped.set()
+        self.heartbeat.join(_LAST_BEAT_S)
+        self._sweeper.join(_LAST_SWEEP_S)
+
+
+class Sweeper(threading.Thread):
+    """Reconciles every ``sweep_s``, at once at first: a worker that joins restarts a chain that stalled for want of
+    one."""
+
+    def __init__(self, context: WorkerContext, reconciler: Reconciler, stopped: threading.Event) -> None:
+        super().__init__(name="sweep", daemon=True)
+        self._settings = context.settings
+        self._reconciler = reconciler
+        self._stopped = stopped
+        self._not_before = 0.0
+
+    def hold_off(self) -> None:
+        """After an outage the leases of the fleet are heard first; a sweep now would return them all."""
+        self._not_before = time.monotonic() + self._settings.lease_s
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            if time.monotonic() >= self._not_before:
+                self._sweep()
+            self._stopped.wait(self._settings.sweep_s)
+
+    def _sweep(self) -> None:
+        try:
+            self._reconciler.run_once()
+        except UnavailableError as error:
+            self.hold_off()
+            _log.warning("upkeep waits: %s", error)
+        except Exception:
+            if not self._stopped.is_set():
+                _log.exception("upkeep failed and goes on")
+
+
+class Heartbeat(threading.Thread):
+    """Registers the worker, extends its leases, watches its engine, and keeps a permit at hand.
 
     A heartbeat that cannot be delivered changes nothing: rows go on, and the store decides.
     """
 
-    def __init__(self, context: WorkerContext, reconciler: Reconciler, stall_s: float) -> None:
-        super().__init__(name="upkeep", daemon=True)
+    def __init__(self, context: WorkerContext, sweeper: Sweeper, stall_s: float, stopped: threading.Event) -> None:
+        super().__init__(name="heartbeat", daemon=True)
         self._context = context
-        self._reconciler = reconciler
+        self._sweeper = sweeper
         self._pulse = Pulse(stall_s)
-        self._stopped = threading.Event()
+        self._stopped = stopped
         settings = context.settings
         self._beat_s = min(5.0, settings.lease_s / 6)
         self._tick_s = min(self._beat_s, settings.sweep_s)
-        # One round of upkeep at once: a worker that joins restarts a chain that stalled for want of one.
-        self._next_beat = self._next_sweep = 0.0
+        self._next_beat = 0.0
 
     def run(self) -> None:
         while not self._stopped.is_set():
             try:
-                self.tick()
+                self._tick()
             except UnavailableError as error:
-                _log.warning("upkeep waits: %s", error)
-                # After an outage the leases of the fleet are heard first; a sweep now would return them all.
-                self._next_sweep = time.monotonic() + self._context.settings.lease_s
+                self._sweeper.hold_off()
+                _log.warning("heartbeats wait: %s", error)
             except Exception:
-                _log.exception("upkeep failed and goes on")
+                _log.exception("a heartbeat failed; they go on")
             self._stopped.wait(self._tick_s)
 
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def tick(self) -> None:
+    def _tick(self) -> None:
         """What is due now. Raises UnavailableError."""
         now = time.monotonic()
         self._follow_parent()
         if now >= self._next_beat:
             self._next_beat = now + self._beat_s
-            self._beat()
-        if now >= self._next_sweep:
-            self._next_sweep = now + self._context.settings.sweep_s
-            self._reconciler.run_once()
+            self.beat()
         self._top_up()
 
     def _top_up(self) -> None:
@@ -106,7 +153,11 @@ class Upkeep(threading.Thread):
             _log.warning("the local run that started this worker has ended: draining")
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """One heartbeat: the registration and the leases, of which the ledger says which are still held.
+
+        Ends the process where the engine died or stands still. Raises UnavailableError.
+        """
         context, stats = self._context, self._context.engine.stats()
         idle = stats.running_rows == 0 and stats.waiting_rows == 0
         self._pulse.measure(stats.steps, stats.rows, stats.completion_tokens, idle)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import REGISTRY, Counter, Histogram, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from jobs.errors import InputError
 from jobs.results import PartCounts
 from worker.context import WorkerContext
 
@@ -49,15 +50,22 @@ class EngineCollector(Collector):
         yield GaugeMetricFamily(
             "promptmill_padding_ratio", "Share of computed positions that were padding.", value=stats.padding_ratio
         )
-        steps = CounterMetricFamily("promptmill_step_seconds_sum", "Seconds spent in decode steps.")
-        steps.add_metric([], stats.step_seconds)
-        yield steps
-        count = CounterMetricFamily("promptmill_step_seconds_count", "Decode steps.")
-        count.add_metric([], stats.steps)
-        yield count
+        yield SummaryMetricFamily(
+            "promptmill_step_seconds",
+            "Decode steps, and the seconds spent in them.",
+            count_value=stats.steps,
+            sum_value=stats.step_seconds,
+        )
 
 
-def serve_metrics(context: WorkerContext, port: int) -> None:
-    """Answer ``/metrics`` on ``port``, on a thread of its own. Raises OSError where the port is taken."""
+def serve_metrics(port: int) -> None:
+    """Answer ``/metrics`` on ``port``, on a thread of its own. Raises InputError where the port cannot be had."""
+    try:
+        start_http_server(port)
+    except OSError as error:
+        raise InputError(f"--metrics-port {port} cannot be used ({error.strerror}): name a free port") from error
+
+
+def watch_engine(context: WorkerContext) -> None:
+    """Add the engine's counters to what is served."""
     REGISTRY.register(EngineCollector(context))
-    start_http_server(port)

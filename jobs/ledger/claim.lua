@@ -1,5 +1,5 @@
 #!lua
--- claim(model, fingerprint, owner, token, lease_s): {kind, job, batch, attempt, more, ending}, or false.
+-- claim(model, fingerprint, owner, token, lease_s): {kind, job, batch, attempt, more, ending, failures}, or false.
 -- A finalization of the model goes first, then a batch of the job with the lowest pass.
 -- Reads and writes due:M, unpinned:M, pinned:F:M, leases (zsets), vtime and claimed (hashes), job:J (hash),
 -- job:J:returned (list), job:J:done (bitmap), job:J:leases and job:J:attempts (hashes).
@@ -46,11 +46,12 @@ end
 
 local waiting = call('ZRANGE', due, 0, 0)[1]
 if waiting then
-  local attempt = (attempts(waiting, FINALIZE) or 0) + 1
+  local claims, _, _, failures = attempts(waiting, FINALIZE)
+  local attempt = (claims or 0) + 1
   call('ZREM', due, waiting)
   put_lease(waiting, FINALIZE, token, attempt, 0, 0, owner, lease_s)
   call('HSET', key('claimed'), model, num(now))
-  return { 'finalize', waiting, FINALIZE, attempt, more(), get(waiting, 'ending') or 'completed' }
+  return { 'finalize', waiting, FINALIZE, attempt, more(), get(waiting, 'ending') or 'completed', failures }
 end
 
 local member, pass, from = head()
@@ -58,7 +59,8 @@ while member do
   local job = string.match(member, ':(.*)$')
   local batch = next_batch(job)
   if batch then
-    local attempt = (attempts(job, batch) or 0) + 1
+    local claims, _, _, failures = attempts(job, batch)
+    local attempt = (claims or 0) + 1
     put_lease(job, batch, token, attempt, 0, 0, owner, lease_s)
     start(job)
     local cost, priority = get(job, 'cost', 'priority')
@@ -67,7 +69,7 @@ while member do
     call('HSET', key('claimed'), model, num(now))
     call('ZREM', from, member)
     if claimable(job) > 0 then call('ZADD', pinned, (get(job, 'pass')), member) end
-    return { 'batch', job, batch, attempt, more(), 'completed' }
+    return { 'batch', job, batch, attempt, more(), 'completed', failures }
   end
   call('ZREM', from, member)
   member, pass, from = head()

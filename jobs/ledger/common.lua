@@ -15,7 +15,7 @@
 -- job:J:returned list   batches given back, the next to claim first
 -- job:J:done    bitmap  batches whose part is in the store
 -- job:J:leases  hash    batch -> token|attempt|rows|tokens|owner
--- job:J:attempts hash   batch -> claims|expiries|token, only of batches that were given back or revived
+-- job:J:attempts hash   batch -> claims|expiries|token|failures, only of batches that were given back or revived
 -- job:J:errors  hash    error code -> rows
 local FINALIZE = '-1'
 local SUMMARY_S = 7 * 86400
@@ -109,28 +109,29 @@ local function drop_lease(job, batch)
   call('ZREM', key('leases'), job .. ':' .. batch)
 end
 
--- claims, expiries and last token of a batch that was given back; claims is nil for one that never was.
+-- claims, expiries, last token and failures of a batch that was given back; claims is nil for one that never was.
+-- Earlier versions wrote no failures.
 local function attempts(job, batch)
   local value = call('HGET', key('job_attempts', job), batch)
-  if not value then return nil, 0, '' end
-  local claims, expiries, token = string.match(value, '^(%d+)|(%d+)|(.*)$')
-  return tonumber(claims), tonumber(expiries), token
+  if not value then return nil, 0, '', 0 end
+  local claims, expiries, token, failures = string.match(value, '^(%d+)|(%d+)|([^|]*)|?(%d*)$')
+  return tonumber(claims), tonumber(expiries), token, tonumber(failures) or 0
 end
 
-local function put_attempts(job, batch, claims, expiries, token)
-  call('HSET', key('job_attempts', job), batch, table.concat({ claims, expiries, token }, '|'))
+local function put_attempts(job, batch, claims, expiries, token, failures)
+  call('HSET', key('job_attempts', job), batch, table.concat({ claims, expiries, token, failures }, '|'))
 end
 
 -- Takes a lease back. An expired one leaves its token, by which a late heartbeat can revive it; a released
--- one leaves none and goes to the front.
-local function give_back(job, batch, expired)
+-- one leaves none and goes to the front; `failed` counts it as a run of the batch that failed.
+local function give_back(job, batch, expired, failed)
   local held = lease(job, batch)
   drop_lease(job, batch)
-  local _, expiries = attempts(job, batch)
+  local _, expiries, _, failures = attempts(job, batch)
   if expired then
-    put_attempts(job, batch, held.attempt, expiries + 1, held.token)
+    put_attempts(job, batch, held.attempt, expiries + 1, held.token, failures)
   else
-    put_attempts(job, batch, held.attempt, expiries, '')
+    put_attempts(job, batch, held.attempt, expiries, '', failures + (failed and 1 or 0))
   end
   if batch ~= FINALIZE then
     call(expired and 'RPUSH' or 'LPUSH', key('job_returned', job), batch)

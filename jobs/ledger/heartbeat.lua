@@ -12,7 +12,7 @@ end
 
 -- Takes a batch out of those that wait for a claim. False where someone else has it, or it is done.
 local function take_back(job, batch, token)
-  local claims, expiries, last = attempts(job, batch)
+  local claims, expiries, last, failures = attempts(job, batch)
   local waits_again = claims and last == token
   if claims and not waits_again then return false end
   if batch == FINALIZE then
@@ -32,7 +32,7 @@ local function take_back(job, batch, token)
     end
     call('ZREM', key('due', (get(job, 'model'))), job)
   end
-  if waits_again then put_attempts(job, batch, claims, math.max(expiries - 1, 0), token) end
+  if waits_again then put_attempts(job, batch, claims, math.max(expiries - 1, 0), token, failures) end
   return true, claims or 1
 end
 

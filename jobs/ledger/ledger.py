@@ -59,6 +59,9 @@ class Ledger:
 
     def accept(self, job: JobFile) -> bool:
         """Lists a job whose file is in the store. False if it was known already, in whatever state."""
+        return self._accept(job, None)
+
+    def _accept(self, job: JobFile, fingerprint: str | None) -> bool:
         spec = job.spec
         fields: dict[str, Any] = {
             "model": spec.model,
@@ -69,22 +72,29 @@ class Ledger:
             "batches": job.batches,
             "cost": max(job.max_tokens_total / max(job.batches, 1), 1.0),
             "max_error_rate": spec.max_error_rate,
+            **({"fingerprint": fingerprint} if fingerprint else {}),
         }
         flat = [item for pair in fields.items() for item in pair]
         reply = self._scripts.run_twice("accept", job.id, _seconds(job.created_at), _seconds(spec.deadline), *flat)
         return bool(reply)
 
-    def restore(self, job: JobFile, done: dict[int, PartCounts]) -> None:
+    def restore(self, job: JobFile, done: dict[int, PartCounts], fingerprint: str | None = None) -> None:
         """Lists the job if it is unknown, and marks ``done`` the batches whose parts are in the store.
 
-        Merges: what the ledger knows of the job stays, a batch that is done already is not counted again.
+        A job that no worker has begun is pinned to the weights ``fingerprint``. Merges: what the ledger knows of
+        the job stays, a batch that is done already is not counted again.
         """
+        pin = fingerprint or ""
         # Asked first: a Redis without memory refuses to accept, yet can note what is done.
-        if self._scripts.run_twice("restore", job.id) is None:
-            self.accept(job)
+        if self._scripts.run_twice("restore", job.id, pin) is None:
+            self._accept(job, fingerprint)
         for chunk in _chunks(iter(done.items())):
             flat = [item for batch, counts in chunk for item in (batch, json.dumps(counts.to_json()))]
-            self._scripts.run_twice("restore", job.id, *flat)
+            self._scripts.run_twice("restore", job.id, pin, *flat)
+
+    def done(self, job: str) -> set[int]:
+        """The finished batches of a live job; none of a job that is unknown or has ended."""
+        return set(self._scripts.run_twice("done", job))
 
     def pause(self, job: str, reason: str | None = None) -> Status:
         """No more claims; leased batches go on. Raises UnknownJobError, InputError if the job is ending."""
@@ -190,9 +200,12 @@ class Ledger:
             raise InputError(f"job {job} has no batch {batch}")
         return Finished(first=bool(reply[0]), finalize=bool(reply[1]))
 
-    def release(self, job: str, batch: int, token: str) -> None:
-        """Gives a lease back unfinished; the batch is the job's next. Nothing happens if it is not held."""
-        self._scripts.run_twice("release", job, batch, token)
+    def release(self, job: str, batch: int, token: str, failed: bool = False) -> None:
+        """Gives a lease back unfinished; the batch is the job's next. Nothing happens if it is not held.
+
+        ``failed`` counts this run of the batch among its failures, which later claims tell.
+        """
+        self._scripts.run_twice("release", job, batch, token, int(failed))
 
     def sweep(self, owner: str) -> Sweep | None:
         """One round of upkeep: expired leases go back, deadlines fire. None while another's is recent.

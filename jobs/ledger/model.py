@@ -31,6 +31,7 @@ class Claim:
 
     ``attempt`` starts at 1 and counts the claims of this batch; ``more`` says whether this worker could
     claim another batch at this moment. ``ending`` (finalize only) is the status that the job will end with.
+    ``failures`` counts the earlier runs of this batch that were released as failed, not those handed back.
     """
 
     kind: Literal["batch", "finalize"]
@@ -40,6 +41,7 @@ class Claim:
     attempt: int
     more: bool
     ending: Status = Status.COMPLETED
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +128,5 @@ class JobState:
     #: Rows and tokens of running batches, from heartbeats; not yet in the counts above.
     running_rows: int = 0
     running_tokens: int = 0
+    #: The weights that a live job was begun with; None before its first claim.
+    fingerprint: str | None = None

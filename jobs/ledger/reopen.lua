@@ -12,7 +12,7 @@ for i = 5, #ARGV do
   if call('SETBIT', key('job_done', job), ARGV[i], 0) == 1 then
     call('HINCRBY', key('job', job), 'done', -1)
     call('RPUSH', key('job_returned', job), ARGV[i])
-    put_attempts(job, ARGV[i], 1, 0, '')
+    put_attempts(job, ARGV[i], 1, 0, '', 0)
   end
 end
 for _, name in ipairs({ 'completed', 'failed', 'cancelled', 'expired', 'prompt_tokens', 'completion_tokens' }) do

@@ -27,10 +27,11 @@ def mapping(pairs: Iterable[Any]) -> dict[str, str]:
 def claim(reply: list[Any] | None, token: str) -> Claim | None:
     if reply is None:
         return None
-    kind, job, batch, attempt, more, ending = (text(item) for item in reply)
+    kind, job, batch, attempt, more, ending, failures = (text(item) for item in reply)
     return Claim(
         kind="finalize" if kind == "finalize" else "batch",
         job=job, batch=int(batch), token=token, attempt=int(attempt), more=more == "1", ending=Status(ending),
+        failures=int(failures),
     )  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def job_state(job: str, now: float, reply: list[Any]) -> JobState | None:
         tokens_per_s=tokens_per_s,
         reason=fields.get("reason"),
         errors=errors,
+        fingerprint=fields.get("fingerprint"),
         running_rows=sum(int(lease[2]) for lease in running),
         running_tokens=sum(int(lease[3]) for lease in running),
     )

@@ -1,11 +1,17 @@
 #!lua flags=allow-oom
--- restore(job, batch, counts as JSON, ...): marks batches whose parts are in the store; knows no rate.
--- Touches what finish does. 1, or false if the job is unknown; without batches it does no more than say so.
-local job = ARGV[2]
-local status, batches = get(job, 'status', 'batches')
+-- restore(job, fingerprint or '', batch, counts as JSON, ...): marks batches whose parts are in the store, and
+-- pins a job that has no fingerprint; knows no rate. Touches what finish does. 1, or false if the job is unknown.
+local job, fingerprint = ARGV[2], ARGV[3]
+local status, batches, model, pinned, member = get(job, 'status', 'batches', 'model', 'fingerprint', 'member')
 if not status then return false end
-if not is_live(status) or #ARGV == 2 then return 1 end
-for i = 3, #ARGV, 2 do
+if not is_live(status) then return 1 end
+if fingerprint ~= '' and not pinned then
+  call('ZREM', pool(model), member)
+  set(job, 'fingerprint', fingerprint)
+  sync_pool(job)
+end
+if #ARGV == 3 then return 1 end
+for i = 4, #ARGV, 2 do
   local batch = tonumber(ARGV[i])
   if batch >= 0 and batch < tonumber(batches) then record(job, ARGV[i], cjson.decode(ARGV[i + 1])) end
 end

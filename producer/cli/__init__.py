@@ -1,43 +1,28 @@
-"""``promptmill``: parse, call, print. One file for each group of commands."""
+"""``promptmill``: parse, call, print. One file for each group of commands.
+
+Nothing is imported here: a command's imports take a second or two, and a Ctrl-C in them ends like any other.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from jobs import __version__
-from jobs.console import run_app, setup_logging
-from jobs.settings import Settings
-from producer.cli import doctor, jobs, results, run, submit
-
-app = typer.Typer(
-    name="promptmill",
-    help="Files of prompts in, Parquet datasets of generated text out, on your own machines.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-)
-for group in (run, submit, jobs, results, doctor):
-    group.add_commands(app)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"promptmill {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _start(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
-) -> None:
-    settings = Settings.load()
-    level = "warning" if settings.log_level == "info" else settings.log_level
-    setup_logging(settings.model_copy(update={"log_level": level}))
+import sys
 
 
 def main() -> None:
-    run_app(app)
+    try:
+        from jobs.console import run_app
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    run_app(_run)
+
+
+def _run() -> None:
+    if sys.argv[1:] == ["--version"]:
+        from jobs import __version__
+
+        sys.stdout.write(f"promptmill {__version__}\n")
+        return
+    from producer.cli.app import app
+
+    app()

@@ -12,10 +12,12 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from pydantic import ValidationError
 
 from jobs.errors import InputError
 from jobs.settings import Settings
 from jobs.spec import JobSpec, SamplingParams, check_job_id, now, split_model, validated
+from producer.overrides import allowed
 from producer.rows import RowOptions
 from producer.template import Template
 
@@ -95,6 +97,8 @@ class PromptFlags:
 
     def row_options(self, sampling: SamplingParams) -> RowOptions:
         """Raises InputError."""
+        if self.keep_columns is not None and self.drop_columns is not None:
+            raise InputError("--keep-columns and --drop-columns exclude each other: give one of them")
         return RowOptions(
             template=Template.load(self.template) if self.template is not None else None,
             prompt_column=self.prompt_column,
@@ -132,7 +136,13 @@ class SamplingFlags:
         """Raises InputError, naming the flag and what it allows."""
         given = dataclasses.asdict(self)
         given["stop"] = tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in self.stop or ())
-        return validated(SamplingParams, given)
+        try:
+            return SamplingParams(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} {first['input']!r}: use {allowed(name)}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,9 @@ def add_commands(app: typer.Typer) -> None:
         ("priority", priority_command, "priority job-0123456789abcdef 2"),
         ("recover", recover_command, "recover"),
     ):
-        app.command(name, epilog=_EXAMPLE.format(example))(command)
+        # A negative priority is no option.
+        settings = {"ignore_unknown_options": True} if name == "priority" else None
+        app.command(name, epilog=_EXAMPLE.format(example), context_settings=settings)(command)
 
 
 @contextmanager
@@ -143,7 +145,7 @@ def priority_command(
     place: PlaceFlags,
     as_json: JsonFlag = False,
 ) -> None:
-    """Give a job a larger or smaller share of the workers (a negative N goes behind --)."""
+    """Give a job a larger or smaller share of the workers."""
     with opened(place, job) as connection:
         job_status(connection, job)
         connection.ledger.priority(job, priority)

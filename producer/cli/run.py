@@ -12,6 +12,7 @@ import typer
 from jobs.console import json_out
 from jobs.layout import results_prefix
 from jobs.records import read_job
+from jobs.recover import recover_job
 from jobs.settings import Settings
 from jobs.spec import JobStatus, Status
 from producer.cli.flags import JobFlags, JsonFlag, PlaceFlags, PromptFlags, SamplingFlags, SourceArgument, with_flags
@@ -87,18 +88,22 @@ def run_command(
     else:
         with EmbeddedServer(store.root or home, home) as server:
             status = run_at(server.url)
-    if status.status.ended:
+    if status.results is not None:
         _report(settings, status, flags)
     finish(status, flags.allow_failed)
 
 
 def _resume(connection: Connection, submitted: Submitted) -> None:
-    """The same command goes on where it was, also where the job had paused itself."""
+    """The same command goes on where it was, also where the job had paused itself or failed."""
     if submitted.existed and not submitted.ended:
         status = job_status(connection, submitted.job.id)
         if status.status is Status.PAUSED:
             say(f"job {status.id} was paused{f' ({status.reason})' if status.reason else ''} and goes on")
             connection.ledger.resume(status.id)
+        elif status.status is Status.FAILED:
+            say(f"job {status.id} had failed ({status.reason}) and is tried again")
+            recover_job(connection.store, connection.ledger, status.id, revive=True)
+            connection.send_first_permits(status.model)
 
 
 def _worker_arguments(flags: RunFlags) -> tuple[str, ...]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
 
-from jobs.console import json_out
-from jobs.errors import SourceError
-from jobs.layout import results_prefix
-from jobs.spec import JobSpec
+from jobs.console import Interrupted, json_out
+from jobs.errors import InputError, SourceError, UnavailableError
+from jobs.layout import JOBS, results_prefix
+from jobs.spec import JobSpec, now
 from producer.check import check
 from producer.cli.flags import (
     JobFlags,
@@ -29,6 +32,11 @@ from producer.rows import RowChecker
 from producer.sources import Source, open_source
 from producer.submit import Submitted
 from producer.submit import submit as submit_source
+
+_UNTOUCHED = "nothing was submitted; run the same command again"
+_UNCLEAR = "the job may have been submitted; the same command goes on with it, or submits it"
+#: How far the clock of a store may be behind this machine's.
+_CLOCKS = timedelta(seconds=5)
 
 _EXAMPLE = "Example: promptmill {} products.csv --template 'Write about {{title}}' {}"
 
@@ -54,7 +62,7 @@ def check_command(
     options = prompts.row_options(sampling.params())
     started = time.perf_counter()
     report = check(
-        open_source(source, format=prompts.source_format),
+        _open(source, prompts),
         options,
         batch_size=batch_size,
         show=show,
@@ -85,8 +93,9 @@ def submit_command(
 ) -> None:
     """Check SOURCE, stage it, and enqueue it as a job; prints the job's id."""
     spec = job.spec(model, sampling.params(), prompts)
-    opened = open_rows(source, spec, prompts)
-    connection = Connection(place.settings(), create=True)
+    with _interrupts_are_harmless():
+        opened = open_rows(source, spec, prompts)
+        connection = Connection(place.settings(), create=True)
     try:
         submitted = start_job(connection, opened, spec, prompts, job)
         _tell(connection, submitted)
@@ -109,13 +118,23 @@ def open_rows(source: str, spec: JobSpec, prompts: PromptFlags) -> Source:
 
     Raises InputError.
     """
-    opened = open_source(source, format=prompts.source_format)
+    opened = _open(source, prompts)
     RowChecker(prompts.row_options(spec.sampling), opened)
     return opened
 
 
+def _open(source: str, prompts: PromptFlags) -> Source:
+    if not source:
+        raise InputError("SOURCE is empty: name a file or a glob, or - for stdin")
+    return open_source(source, format=prompts.source_format)
+
+
 def start_job(connection: Connection, source: Source, spec: JobSpec, prompts: PromptFlags, job: JobFlags) -> Submitted:
-    """Submit ``source`` with the flags of a command line; bad rows, skipped or not, are told on stderr."""
+    """Submit ``source`` with the flags of a command line; bad rows, skipped or not, are told on stderr.
+
+    Raises Interrupted, which says whether anything was submitted.
+    """
+    started = now()
     try:
         with staging() as progress:
             submitted = submit_source(
@@ -131,6 +150,8 @@ def start_job(connection: Connection, source: Source, spec: JobSpec, prompts: Pr
     except SourceError as error:
         say(problems_text(error.problems, error.total))
         raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise Interrupted(_UNCLEAR if _accepted_since(connection, started) else _UNTOUCHED) from None
     report = submitted.report
     for note in report.notes:
         say(f"note: {note}")
@@ -138,6 +159,23 @@ def start_job(connection: Connection, source: Source, spec: JobSpec, prompts: Pr
         say(problems_text(report.problems, report.total_problems))
         say(f"{report.invalid:,} bad rows go on as error rows (--skip-invalid)")
     return submitted
+
+
+@contextmanager
+def _interrupts_are_harmless() -> Iterator[None]:
+    """For what comes before the first row is staged."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(_UNTOUCHED) from None
+
+
+def _accepted_since(connection: Connection, started: datetime) -> bool:
+    """Whether some job was accepted since: perhaps the one that was interrupted. True where nobody can tell."""
+    try:
+        return any(item.modified >= started - _CLOCKS for item in connection.store.list(JOBS))
+    except UnavailableError:
+        return True
 
 
 def _tell(connection: Connection, submitted: Submitted) -> None:

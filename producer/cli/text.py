@@ -41,7 +41,8 @@ def report_text(report: CheckReport, seconds: float) -> str:
     """What ``check`` prints."""
     rate = report.rows / max(seconds, 1e-9)
     lines = [
-        f"{report.source}: {report.rows:,} rows, {report.batches:,} batches of {report.batch_size}, "
+        f"{report.source}: {_counted(report.rows, 'row', 'rows')}, "
+        f"{_counted(report.batches, 'batch', 'batches')} of {report.batch_size}, "
         f"{report.invalid:,} bad  ({seconds:.1f} s, {rate:,.0f} rows/s)",
         f"prompts: about {report.prompt_tokens:,} tokens (estimated at {CHARS_PER_TOKEN} characters each); "
         f"outputs: {report.max_tokens:,} tokens at most",
@@ -79,6 +80,7 @@ def status_text(status: JobStatus) -> str:
         ("job", status.id),
         ("status", status.status.value + (f" ({status.reason})" if status.reason else "")),
         ("model", status.model),
+        ("priority", f"{status.priority}"),
         ("rows", f"{rows.ended:,} of {rows.total:,} ended: {rows.completed:,} completed, {rows.failed:,} failed, "
                  f"{rows.cancelled:,} cancelled, {rows.expired:,} expired"),
         ("batches", f"{batches.done:,} of {batches.total:,} done, {batches.running:,} running"),
@@ -89,7 +91,7 @@ def status_text(status: JobStatus) -> str:
     if status.running.rows:
         pairs.append(("in hand", f"{status.running.rows:,} rows, {status.running.tokens:,} tokens generated"))
     if status.eta_s is not None:
-        pairs.append(("ETA", f"{status.eta_s:,.0f} s"))
+        pairs.append(("ETA", _clock(status.eta_s)))
     pairs += [(f"error {code}", f"{count:,}") for code, count in sorted(status.errors.items())]
     if status.labels:
         pairs.append(("labels", ", ".join(f"{key}={value}" for key, value in status.labels.items())))
@@ -100,6 +102,17 @@ def status_text(status: JobStatus) -> str:
         pairs.append(("results", status.results))
     width = max(len(name) for name, _ in pairs)
     return "".join(f"{name:<{width}}  {value}\n" for name, value in pairs)
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def _clock(seconds: float) -> str:
+    """As the bar of ``watch`` shows it: 09:52, 1:09:52."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute:02}:{second:02}"
 
 
 @contextmanager

@@ -33,6 +33,9 @@ def finish(status: JobStatus, allow_failed: bool) -> None:
             f"`promptmill cancel {status.id}` ends it"
         )
         raise typer.Exit(1)
+    if status.status is Status.FAILED:
+        say(f"job {status.id} failed: {status.reason}; once that is mended, `promptmill recover {status.id}` goes on")
+        raise typer.Exit(1)
     if status.status is not Status.COMPLETED:
         say(f"job {status.id} ended {status.status}" + (f": {status.reason}" if status.reason else ""))
         raise typer.Exit(1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill, Outcome, Server
+from tests.mill import Mill, Outcome, Server, wait_until
 
 GOOD = b'{"prompt": "a good row"}\n'
 
@@ -218,6 +220,35 @@ def test_a_flag_that_the_command_line_cannot_read_exits_2(idle: Mill, arguments:
 
     assert (done.code, done.out, idle.job_files()) == (2, "", [])
     assert arguments[0] in done.err
+
+
+def test_columns_are_kept_or_dropped_but_not_both(idle: Mill) -> None:
+    path = idle.write("good.jsonl", GOOD)
+
+    assert_refused(idle, submit(idle, path, "--keep-columns", "prompt", "--drop-columns", "a"), "exclude each other")
+
+
+def test_a_range_is_told_in_words(idle: Mill) -> None:
+    done = submit(idle, idle.write("good.jsonl", GOOD), "--temperature", "-1")
+
+    assert_refused(idle, done, "--temperature -1.0: use a number from 0 to 100")
+
+
+def test_an_empty_source_is_told(idle: Mill) -> None:
+    assert_refused(idle, submit(idle, ""), "SOURCE is empty")
+
+
+def test_an_interrupted_submit_says_that_nothing_was_submitted(idle: Mill) -> None:
+    submitting = idle.start("submit", "-", "--model", "nobody", stdin=subprocess.PIPE)
+    assert submitting.popen.stdin is not None
+    submitting.popen.stdin.write(GOOD * 50_000)
+    submitting.popen.stdin.flush()
+    wait_until("the first batches to be staged", idle.stages)
+    submitting.send(signal.SIGINT)
+
+    assert submitting.wait() == 130
+    assert submitting.said() == "interrupted: nothing was submitted; run the same command again\n"
+    assert (idle.job_files(), idle.stages()) == ([], [])
 
 
 # -- The store and Redis.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill, Server
+from jobs.records import pin
+from tests.mill import Mill, Server, wait_until
 
 #: What scripts rely on; a job may tell more.
 STATUS_FIELDS = {
@@ -260,6 +262,60 @@ def test_the_command_without_arguments_shows_its_help_and_each_command_has_one(m
     assert "Files of prompts in, Parquet datasets of generated text out" in mill.call("--help").ok().out
     for command in commands:
         assert "Example: promptmill " in mill.call(command, "-h").ok().out, command
+
+
+def test_a_failed_job_says_why_and_recover_has_it_go_on(mill: Mill) -> None:
+    job = submit(mill, "failing", 3, model="nobody")
+    with mill.ledger() as ledger:
+        ledger.fail(job, "the disk was full")
+    status, watched, asked = mill.status(job), mill.call("watch", job), mill.call("results", job)
+
+    assert (status["status"], status["reason"], status["results"]) == ("failed", "the disk was full", None)
+    assert (watched.code, watched.out) == (1, "")
+    assert f"failed: the disk was full; once that is mended, `promptmill recover {job}` goes on" in watched.err
+    assert asked.code != 0
+    assert "or has failed" in asked.err
+    assert mill.call("recover", "--json").ok().json["restored"].count(job) == 0
+    assert mill.call("recover", job, "--json").ok().json == {"restored": [job], "damaged": []}
+    assert mill.status(job)["status"] == "in_progress"
+
+
+def test_a_run_whose_job_fails_says_why_and_the_same_command_tries_again(idle: Mill, tiny: Path) -> None:
+    source = idle.prompts("tried", 3)
+    command = ("run", source, "--model", f"tiny={tiny}", "--max-tokens", "4", "--device", "cpu")
+    first = idle.start(*command, name="run")
+    job = wait_until("the job", lambda: [name.removesuffix(".json") for name in idle.job_files()])[0]
+    with idle.ledger() as ledger:
+        wait_until("the ledger to know it", lambda: ledger.job(job))
+        ledger.fail(job, "the disk was full")
+    code, again = first.wait(), idle.call(*command)
+
+    assert (code, "Traceback" in first.said()) == (1, False)
+    assert f"job {job} failed: the disk was full" in first.said()
+    assert again.ok().out.endswith(f"{idle.dataset(job)}\n")
+    assert idle.status(job)["rows"]["completed"] == 3
+
+
+def test_a_job_begun_with_weights_that_nobody_has_says_so(mill: Mill) -> None:
+    job = submit(mill, "pinned", 3, model="nobody")
+    pin(mill.store, job, "1a2b3c4d5e6f7a8b")
+    with mill.ledger() as ledger:
+        ledger.forget(job)
+        mill.call("recover", job).ok()
+        theirs = replace(ledger.workers()[0], id="w-other", model="nobody", fingerprint="9f8e7d6c5b4a3f2e")
+        ledger.register(theirs)
+        stuck = mill.status(job)
+        ledger.register(replace(theirs, id="w-same", fingerprint="1a2b3c4d5e6f7a8b"))
+        served = mill.status(job)
+        for worker in ("w-other", "w-same"):
+            ledger.unregister(worker)
+
+    assert stuck["workers"] == 0
+    assert stuck["reason"] == (
+        "begun with weights 1a2b3c4d; the live workers of 'nobody' have 9f8e7d6c (float32): "
+        "start one with the model folder and dtype that began the job"
+    )
+    assert (served["workers"], served["reason"]) == (1, None)
 
 
 def test_recover_brings_back_a_job_that_redis_has_lost(mill: Mill) -> None:

@@ -78,6 +78,33 @@ def test_head_prints_the_first_rows_as_json_lines(mill: Mill, job: str) -> None:
     assert [(row["row_index"], row["sample_index"]) for row in rows] == [(0, 0), (0, 1), (1, 0)]
 
 
+def test_head_as_json_is_one_array(mill: Mill, job: str) -> None:
+    rows = mill.call("results", job, "--head", "2", "--json").ok().json
+
+    assert [row["text"] for row in rows] == mill.table(job)["text"].to_pylist()[:2]
+    assert mill.call("results", job, "--head", "2", "--json", "--format", "csv").code == 2
+
+
+@pytest.mark.parametrize(("form", "ending"), [(None, "parquet"), ("csv", "csv"), ("openai", "jsonl")])
+def test_a_folder_gets_a_file_named_for_the_job(
+    mill: Mill, job: str, tmp_path: Path, form: str | None, ending: str
+) -> None:
+    flags = ("--format", form) if form else ()
+    mill.call("results", job, "--to", f"{tmp_path}/new/", *flags).ok()
+    mill.call("results", job, "--to", str(tmp_path), *flags).ok()
+
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [f"{job}.{ending}"]
+    assert (tmp_path / f"{job}.{ending}").is_file()
+
+
+def test_a_folder_that_cannot_be_made_exits_2(mill: Mill, job: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = mill.call("results", job, "--to", f"{tmp_path}/file/")
+
+    assert (done.code, done.out) == (2, "")
+    assert "cannot be made" in done.err
+
+
 def test_a_file_that_cannot_be_written_exits_2_and_leaves_nothing(mill: Mill, job: str, tmp_path: Path) -> None:
     done = mill.call("results", job, "--to", str(tmp_path / "no" / "copy.csv"))
 

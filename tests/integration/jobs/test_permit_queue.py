@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from jobs.errors import RedisUnavailableError
 from jobs.ledger import Ledger
 from jobs.permits import PERMIT_TASK, Permits, make_app
+from tests.mill import Server
 
 
 @pytest.mark.parametrize("model", ["tiny", "org/model:7b@main", "a+b.c_d-e"])
@@ -66,3 +69,31 @@ def test_permits_are_sent_again_after_the_server_closed_the_connections(
     redis_server.client.client_kill_filter(_type="normal", skipme=True)
     permits.send("tiny")
     assert ledger.queue_length(permits.queue_key("tiny")) == 2
+
+
+@pytest.mark.parametrize("query", ["", "?db=2"])
+def test_permits_go_through_a_unix_socket_with_a_password_into_the_ledgers_database(tmp_path: Path, query: str) -> None:
+    # A path of its own: those of sockets must be short.
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(tmp_path, f"unixsocket {folder}/redis.sock", password="p@ss;w").start()
+        url = f"unix://:p%40ss%3Bw@{folder}/redis.sock{query}"
+        ledger, permits = Ledger.connect(url, "s1"), Permits(make_app(url, "s1"), "s1")
+        try:
+            permits.send("tiny", 2)
+            assert ledger.queue_length(permits.queue_key("tiny")) == 2
+        finally:
+            permits.close()
+            ledger.close()
+            server.close()
+
+
+def test_permits_go_into_the_database_that_the_query_names(redis_server: Any) -> None:
+    url = redis_server.url.removesuffix("/0") + "?db=3"
+    ledger, permits = Ledger.connect(url, "s1"), Permits(make_app(url, "s1"), "s1")
+    try:
+        permits.send("tiny")
+        assert ledger.queue_length(permits.queue_key("tiny")) == 1
+    finally:
+        redis_server.client.flushall()
+        permits.close()
+        ledger.close()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+import jobs.parts
 from jobs import layout
 from jobs.errors import DamagedFileError, UnknownJobError
 from jobs.finalize import finalize
 from jobs.ledger import FINALIZE, JobState, Ledger
-from jobs.records import note_expired, wish_cancel
+from jobs.records import note_expired, pin, wish_cancel
 from jobs.recover import recover_all, recover_if_needed, recover_job
 from jobs.spec import Status, now
 from jobs.store import Store
@@ -95,6 +97,81 @@ def test_the_wish_to_end_a_job_survives(store: Store, ledger: Ledger, flush: Any
     claim = ledger.claim(worker_info())
     assert claim is not None
     assert (claim.kind, claim.ending) == (FINALIZE, ending)
+
+
+@pytest.mark.parametrize(
+    ("wish", "ending"), [(wish_cancel, Status.CANCELLED), (note_expired, Status.EXPIRED)], ids=["cancel", "expired"]
+)
+def test_a_job_that_was_to_end_ends_so_although_all_its_parts_are_in(
+    store: Store, ledger: Ledger, flush: Any, wish: Any, ending: Status
+) -> None:
+    job = accept_job(store)
+    run_batches(store, job)
+    wish(store, job.id)
+    flush()
+    recover_all(store, ledger)
+    claim = ledger.claim(worker_info())
+    assert claim is not None
+    assert (claim.kind, claim.ending) == (FINALIZE, ending)
+
+
+def test_a_job_stays_with_the_weights_that_began_it(store: Store, ledger: Ledger, flush: Any) -> None:
+    job = accept_job(store)
+    run_batches(store, job, [0])
+    pin(store, job.id, "f1")
+    flush()
+    recover_all(store, ledger)
+    assert state(ledger).fingerprint == "f1"
+    assert ledger.claim(replace(worker_info(), fingerprint="f2")) is None
+    assert claims(ledger) == [("job", 1), ("job", 2)]
+
+
+def test_a_job_whose_pin_cannot_be_read_is_left_alone(store: Store, ledger: Ledger, flush: Any) -> None:
+    job = accept_job(store)
+    store.put_if_absent(layout.pin_file(job.id), b"{")
+    flush()
+    assert recover_all(store, ledger).damaged == ["job"]
+    assert claims(ledger) == []
+
+
+def test_only_the_footers_of_unknown_parts_are_looked_at(
+    store: Store, ledger: Ledger, flush: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = accept_job(store)
+    run_batches(store, job, [0, 1])
+    flush()
+    read: list[str] = []
+    get = store.get
+    monkeypatch.setattr(store, "get", lambda path: (read.append(path), get(path))[1])
+    monkeypatch.setattr(jobs.parts, "read_part", lambda content: pytest.fail("a part was decoded"))
+    for _ in range(2):
+        recover_all(store, ledger)
+    assert state(ledger).done == 2
+    assert [path for path in read if "/parts/" in path] == [layout.part(job.stage, batch) for batch in (0, 1)]
+
+
+def test_a_failed_job_goes_on_when_it_is_asked_for_and_only_then(store: Store, ledger: Ledger) -> None:
+    job = accept_job(store)
+    ledger.accept(job)
+    do_batches(store, ledger, job, 1)
+    ledger.fail(job.id, "the disk was full")
+    found = recover_all(store, ledger)
+    assert (found.restored, found.ended) == ([], ["job"])
+    assert state(ledger).status == Status.FAILED
+    assert recover_job(store, ledger, job.id, revive=True)
+    found_state = state(ledger)
+    assert (found_state.status, found_state.reason, found_state.done) == (Status.IN_PROGRESS, None, 1)
+    assert claims(ledger) == [("job", 1), ("job", 2)]
+
+
+def test_a_job_said_to_have_failed_whose_dataset_is_whole_has_not(store: Store, ledger: Ledger) -> None:
+    job = accept_job(store)
+    ledger.accept(job)
+    run_batches(store, job)
+    ledger.fail(job.id, "one finalizer of two")
+    finalize(store, job, Status.COMPLETED)
+    assert not recover_job(store, ledger, job.id)
+    assert ledger.job(job.id) is None  # its manifest tells
 
 
 def test_a_pause_and_a_changed_priority_are_lost(store: Store, ledger: Ledger, flush: Any) -> None:

@@ -109,6 +109,35 @@ class TestRestore:
         assert ledger.claimable("tiny") == 3
         assert run(ledger) == [("job", 0), ("job", 1_001), ("job", 2_999), ("job", -1)]
 
+    def test_an_unknown_job_is_listed_for_the_weights_that_it_was_begun_with(self, ledger: Ledger) -> None:
+        ledger.restore(job_file(batches=3), {0: PART}, "f2")
+
+        assert state(ledger).fingerprint == "f2"
+        assert ledger.claim(worker(fingerprint="f1")) is None
+        assert run(ledger, worker(fingerprint="f2")) == [("job", 1), ("job", 2), ("job", -1)]
+
+    def test_a_listed_job_that_nobody_began_is_pinned_too(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=2))
+        ledger.restore(job_file(batches=2), {}, "f2")
+
+        assert ledger.claim(worker(fingerprint="f1")) is None
+        assert run(ledger, worker(fingerprint="f2")) == [("job", 0), ("job", 1), ("job", -1)]
+
+    def test_it_never_moves_a_job_from_the_weights_that_it_has(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=2))
+        claimed(ledger, worker(fingerprint="f1"))
+        ledger.restore(job_file(batches=2), {}, "f2")
+
+        assert state(ledger).fingerprint == "f1"
+        assert ledger.claim(worker(fingerprint="f2")) is None
+        assert claimed(ledger, worker(fingerprint="f1")).batch == 1
+
+    def test_done_batches_can_be_asked_for(self, ledger: Ledger) -> None:
+        assert ledger.done("job") == set()
+        batches = {0, 7, 8, 63, 1_000, 2_999}
+        ledger.restore(job_file(batches=3_000), dict.fromkeys(batches, PART))
+        assert ledger.done("job") == batches
+
     def test_an_ended_job_stays_as_it_is(self, ledger: Ledger, redis_server) -> None:
         ledger.accept(job_file(batches=2))
         ledger.finalized("job", Status.CANCELLED, PartCounts(cancelled=20), None)

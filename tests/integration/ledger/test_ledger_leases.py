@@ -164,6 +164,39 @@ class TestRelease:
         assert claimed(ledger).attempt == 2
 
 
+class TestFailures:
+    def test_only_runs_that_failed_are_counted(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file(batches=1))
+        seen = []
+        for failed in (False, True, False, True):
+            mine = claimed(ledger)
+            seen.append((mine.attempt, mine.failures))
+            ledger.release("job", 0, mine.token, failed=failed)
+        claimed(ledger)
+        let_leases_expire(redis_server.client, ledger)
+        ledger.sweep("s")
+        last = claimed(ledger)
+        assert [*seen, (last.attempt, last.failures)] == [(1, 0), (2, 0), (3, 1), (4, 1), (6, 2)]
+
+    def test_a_revived_lease_keeps_them(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file(batches=1))
+        ledger.release("job", 0, claimed(ledger).token, failed=True)
+        mine = claimed(ledger)
+        let_leases_expire(redis_server.client, ledger)
+        ledger.sweep("s")
+        assert beat(ledger, mine) is LeaseState.HELD
+        ledger.release("job", 0, mine.token)
+        assert claimed(ledger).failures == 1
+
+    def test_what_an_earlier_version_noted_has_none(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file(batches=1))
+        ledger.release("job", 0, claimed(ledger).token)
+        name = keys.key(ledger.store_id, "job_attempts", "job")
+        redis_server.client.hset(name, "0", "4|1|a1b2")
+        found = claimed(ledger)
+        assert (found.attempt, found.failures) == (5, 0)
+
+
 class TestExpiry:
     def test_a_lease_lasts_as_long_as_it_says(self, redis_server, ledger: Ledger) -> None:
         short = Ledger.connect(redis_server.url, ledger.store_id, lease_s=0.4)

@@ -128,7 +128,7 @@ def test_an_error_that_comes_back_every_time_makes_error_rows_and_not_an_endless
         raise KeyError("nobody foresaw this")
 
     with patch.object(worker_batch, "encode", fail):
-        for _ in range(worker_batch.MAX_ATTEMPTS - 1):
+        for _ in range(worker_batch.MAX_FAILURES - 1):
             with pytest.raises(KeyError):
                 run_claim(worker)
             assert bench.state(job).running == 0, "the lease was handed back at once"
@@ -141,12 +141,12 @@ def test_an_error_that_comes_back_every_time_makes_error_rows_and_not_an_endless
     ]  # fmt: skip
     assert {row["error_code"] for row in rows} == {"internal_error"}
     assert "nobody foresaw this" in rows[0]["error_message"]
-    assert rows[0]["attempt"] == worker_batch.MAX_ATTEMPTS
+    assert rows[0]["attempt"] == worker_batch.MAX_FAILURES
 
 
 def test_an_engine_that_died_is_no_fault_of_the_batch(bench: Bench, prompts: Prompts) -> None:
     job = bench.submit([{"prompt": "poison"}, {"prompt": "fine"}])
-    for attempt in range(worker_batch.MAX_ATTEMPTS + 1):
+    for attempt in range(worker_batch.MAX_FAILURES + 1):
         broken = bench.worker(f"broken-{attempt}", die_on="poison")
         with pytest.raises(RuntimeError, match="CUDA error"):
             run_permit(broken)
@@ -249,8 +249,8 @@ class Running:
             self._thread.join(0.01)
 
     def beat(self) -> None:
-        """A heartbeat, as the upkeep thread would send it."""
-        self.upkeep._beat()
+        """A heartbeat, as its thread would send it."""
+        self.upkeep.heartbeat.beat()
 
     def end(self) -> None:
         self._thread.join(10)

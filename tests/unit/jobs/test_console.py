@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 PRELUDE = """
 import logging, sys
-from jobs.console import json_out, run_app, setup_logging
+from jobs.console import Interrupted, json_out, run_app, setup_logging
 from jobs.errors import *
 from jobs.settings import Settings
 """
@@ -31,7 +32,8 @@ def run(code: str, **options: object) -> subprocess.CompletedProcess[str]:
         ("ForeignStoreError('not ours')", 3, "error: not ours\n"),
         ("JobNotCompletedError('it failed')", 1, "error: it failed\n"),
         ("ModelError('no such model')", 2, "error: no such model\n"),
-        ("KeyboardInterrupt()", 130, ""),
+        ("KeyboardInterrupt()", 130, "interrupted\n"),
+        ("Interrupted('it goes on')", 130, "interrupted: it goes on\n"),
         ("SystemExit(5)", 5, ""),
     ],
 )
@@ -67,6 +69,45 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     )  # fmt: skip
     assert ended.stdout.splitlines() == ["{", "0"]
     assert ended.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("code", ["json_out({'row': 1})", "sys.stdout.write('row')", "print('row'); sys.exit(1)"])
+def test_a_stdout_that_is_full_is_told(code: str, unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", f"{PRELUDE}def app(): {code}\nrun_app(app)"], stdout=full, stderr=subprocess.PIPE,
+            env={"PYTHONUNBUFFERED": unbuffered}, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (2, "error: stdout cannot be written: No space left on device\n")
+
+
+def test_a_full_disk_elsewhere_is_not_blamed_on_stdout() -> None:
+    ended = run("def app(): raise OSError(28, 'No space left on device', 'spill')\nrun_app(app)")
+    assert ended.returncode == 70
+
+
+def test_the_command_line_is_guarded_before_its_imports() -> None:
+    """A Ctrl-C among the imports is quiet because none of the slow ones come before the guard."""
+    code = "import sys, producer.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    slow = {"typer", "pydantic", "pyarrow", "celery", "orjson", "rich", "jobs.console", "producer.client"}
+    assert slow.isdisjoint(loaded.stdout.split())
+
+
+def test_an_interrupt_among_the_imports_is_one_quiet_line() -> None:
+    code = (
+        "import signal, sys\n"
+        "class Finder:\n"
+        "  def find_spec(self, name, *_):\n"
+        "    if name == 'typer': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv = ['promptmill', 'list']\n"
+        "from producer.cli import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
 def test_log_lines_go_to_stderr_from_the_level_asked_for() -> None:

@@ -11,6 +11,7 @@ def test_the_names_are_those_that_the_documents_promise() -> None:
     assert layout.job_file("copy") == "jobs/copy.json"
     assert layout.cancel_file("copy") == "jobs/copy.cancel.json"
     assert layout.expired_file("copy") == "jobs/copy.expired.json"
+    assert layout.pin_file("copy") == "jobs/copy.pin.json"
     assert layout.tombstone_file("copy") == "jobs/copy.deleted.json"
     assert layout.input_batch("s1", 7) == "data/s1/input/batch-00007.parquet"
     assert layout.part("s1", 42) == "data/s1/parts/part-00042.parquet"
@@ -41,7 +42,8 @@ def test_a_jobs_record_tells_the_job() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        layout.cancel_file("copy"), layout.expired_file("copy"), layout.tombstone_file("copy"), "copy.json",
+        layout.cancel_file("copy"), layout.expired_file("copy"), layout.pin_file("copy"), layout.tombstone_file("copy"),
+        "copy.json",
         "jobs/copy", "jobs/a/copy.json", "jobs/.json", "jobs/a b.json", "jobs/copy (1).json", f"jobs/{'x' * 57}.json",
     ],
 )  # fmt: skip

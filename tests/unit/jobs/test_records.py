@@ -6,7 +6,7 @@ import pytest
 
 from jobs import layout
 from jobs.errors import DamagedFileError, InputError, UnknownJobError
-from jobs.records import has_ended, job_ids, note_expired, read_job, read_manifest, wish_cancel
+from jobs.records import has_ended, job_ids, note_expired, pin, pinned, read_job, read_manifest, wish_cancel
 from jobs.store import Store
 from tests.job_work import accept_job, memory_store
 
@@ -51,6 +51,7 @@ def test_the_jobs_are_the_records_and_nothing_beside_them(store: Store) -> None:
         accept_job(store, job)
     wish_cancel(store, "a")
     note_expired(store, "b")
+    pin(store, "c", "f1")
     store.put_if_absent(layout.tombstone_file("gone"), b"{}")
     store.put_if_absent("jobs/my notes.json", b"{}")
     assert sorted(job_ids(store)) == ["a", "b", "c"]
@@ -61,6 +62,20 @@ def test_a_wish_may_be_said_twice(store: Store) -> None:
     first = store.get(layout.cancel_file("a"))
     wish_cancel(store, "a")
     assert store.get(layout.cancel_file("a")) == first
+
+
+def test_the_first_pin_of_a_job_holds(store: Store) -> None:
+    assert pinned(store, "a") is None
+    assert [pin(store, "a", weights) for weights in ("f1", "f2", "f1")] == ["f1", "f1", "f1"]
+    assert pinned(store, "a") == "f1"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"fingerprint": 1}', b'{"fingerprint": ""}'])
+def test_a_damaged_pin_is_said_by_its_place(store: Store, content: bytes) -> None:
+    store.put_if_absent(layout.pin_file("a"), content)
+    for look in (lambda: pinned(store, "a"), lambda: pin(store, "a", "f1")):
+        with pytest.raises(DamagedFileError, match=r"jobs/a\.pin\.json"):
+            look()
 
 
 def test_a_job_has_ended_when_its_dataset_says_so(store: Store) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from engine_work import engine_for, random_prompt, request, run
 
+from worker.engine import padded
 from worker.engine.padded import EngineDied
 from worker.models import LoadedModel
 
@@ -163,6 +164,36 @@ def test_a_failed_device_ends_the_engine_and_everyone_who_waits_hears_it(llama: 
     assert engine.rows_in_hand == 0
 
 
+@pytest.mark.parametrize("broken", ["next_batch", "remove", "__iter__"])
+def test_an_engine_that_breaks_between_batches_says_so_too(
+    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    engine = engine_for(llama, max_rows=1)
+    asked = [request([5, 6 + i], max_tokens=3) for i in range(4)]
+    # Ending the waiting row takes it out by the way that is broken; it alone ends in order.
+    asked[3].cancelled = broken == "remove"
+    futures = [engine.submit(one) for one in asked]
+    kind = type(engine.scheduler)
+    with monkeypatch.context() as patch:
+        if broken == "__iter__":
+            whole = kind.__iter__
+            tries = iter([True])
+            patch.setattr(kind, broken, lambda self: _raise(KeyError("a bug")) if next(tries, None) else whole(self))
+        else:
+            patch.setattr(kind, broken, lambda *_: _raise(KeyError("a bug")))
+        engine.start()
+
+        for future in futures[:3]:
+            with pytest.raises(EngineDied, match="KeyError: 'a bug'"):
+                future.result(timeout=30)
+    assert isinstance(engine.failure, KeyError)
+    assert engine.rows_in_hand == 0
+    assert futures[3].done()
+    with pytest.raises(EngineDied):
+        engine.submit(request([5, 6])).result(timeout=0)
+    engine.close()
+
+
 def _raise(error: Exception) -> None:
     raise error
 
@@ -206,6 +237,42 @@ def test_a_waiting_row_that_is_cancelled_does_not_wait_for_the_running_batch(
     assert waiting.result(timeout=0).cancelled
     assert seen[0] is False
     assert seen[-1] is True
+
+
+def test_where_many_rows_wait_the_cancelled_are_looked_for_once_in_a_while(
+    llama: LoadedModel, on_forward: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(padded, "SCAN_ROWS", 10)
+    monkeypatch.setattr(padded, "SCAN_SECONDS", 3600.0)
+    engine = engine_for(llama, max_rows=2)
+    asked = [request([5, 6 + i], max_tokens=20) for i in range(40)]
+    futures = [engine.submit(one) for one in asked]
+    kind, scans, passes = type(engine.scheduler), [], []
+    whole = kind.__iter__
+
+    def counted(waiting: Any) -> Any:
+        scans.append(len(waiting))
+        return whole(waiting)
+
+    monkeypatch.setattr(kind, "__iter__", counted)
+
+    def cancel_at_the_fifth_pass(ids: torch.Tensor) -> None:
+        passes.append(len(ids))
+        asked[1].cancelled = len(passes) >= 5
+
+    on_forward(cancel_at_the_fifth_pass)
+    engine.step()
+
+    assert len(passes) == 20
+    assert len(scans) == 1
+    assert len(futures[1].result(timeout=0).token_ids) == 4
+
+    for one in asked[2:]:
+        one.cancelled = True
+    engine.step()
+
+    assert all(future.result(timeout=0).cancelled for future in futures[2:])
+    assert (len(passes), len(scans), engine.rows_in_hand) == (20, 2, 0)
 
 
 class TestThread:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,3 +162,92 @@ def test_unwanted_rows_can_be_removed() -> None:
 
     assert [row.prompt_tokens for row in removed] == [10, 12]
     assert len(waiting) == 2
+
+
+def test_rows_put_back_are_the_oldest_in_their_own_order_whatever_their_lengths() -> None:
+    waiting = scheduler(max_rows=3)
+    for length in (40, 10, 41, 42, 11):
+        waiting.add(Row(prompt_tokens=length))
+    first = waiting.next_batch()
+    rest = list(waiting)
+
+    waiting.put_back(first)
+
+    assert list(waiting) == first + rest
+    assert waiting.next_batch()[0] is first[0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.builds(Row, prompt_tokens=st.integers(1, 30), output_tokens=st.integers(1, 30)), min_size=1))
+def test_the_rows_beside_the_anchor_are_those_nearest_to_it_and_then_the_oldest(submitted: list[Row]) -> None:
+    waiting = scheduler(max_rows=5)
+    for row in submitted:
+        waiting.add(row)
+
+    anchor, *others = submitted
+    others.sort(key=lambda row: abs(total(row) - total(anchor)))
+
+    assert waiting.next_batch() == [anchor, *others[:4]]
+
+
+def total(row: Row) -> int:
+    return row.prompt_tokens + row.output_tokens
+
+
+def test_all_rows_can_be_taken_out_and_others_come_after_them() -> None:
+    waiting = scheduler()
+    submitted = [Row(group, prompt_tokens=10 + i) for i, group in enumerate("abab")]
+    for row in submitted:
+        waiting.add(row)
+
+    assert waiting.clear() == submitted
+    assert len(waiting) == 0
+    assert waiting.next_batch() == []
+    waiting.add(submitted[2])
+    assert batches(waiting) == [[submitted[2]]]
+
+
+class Work:
+    """Counts lines of Python: the work of a call, on a machine of any speed."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+    def __enter__(self) -> Work:
+        self._outer = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._outer)
+
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        self.lines += event == "line"
+        return self._trace
+
+
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        (lambda i: Row(), {}),
+        (lambda i: Row(prompt_tokens=1 + i % 400, output_tokens=1 + i // 400), {}),
+        (lambda i: Row(prompt_tokens=1 + i % 13), {"equal_prompts": True}),
+        (lambda i: Row("abc"[i % 3], prompt_tokens=1 + i % 97), {}),
+        (lambda i: Row(prompt_tokens=500, output_tokens=500) if i else Row(), {"max_batch_tokens": 1500}),
+        (lambda i: Row(prompt_tokens=500) if i else Row(output_tokens=500), {}),
+    ],
+    ids=["alike", "all_different", "equal_prompts", "three_jobs", "too_long_beside_the_anchor", "unfit_together"],
+)
+def test_a_batch_costs_as_much_among_many_waiting_rows_as_among_few(
+    row: Callable[[int], Row], options: dict[str, Any]
+) -> None:
+    work = {}
+    for count in (500, 20_000):
+        waiting = scheduler(max_rows=32, **options)
+        for i in range(count):
+            waiting.add(row(i))
+        with Work() as counted:
+            waiting.next_batch()
+        work[count] = counted.lines
+
+    assert 0 < work[20_000] < 2 * work[500]

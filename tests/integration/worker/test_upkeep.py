@@ -1,0 +1,116 @@
+"""The worker's two threads of upkeep: heartbeats never wait for a sweep."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from jobs.errors import RedisUnavailableError
+from jobs.ledger import LeaseState
+from tests.integration.worker.conftest import Bench
+from tests.mill import wait_until
+from worker.context import WorkerContext
+from worker.heartbeat import Upkeep
+
+LEASE_S = 1.0
+
+
+@dataclass
+class Rounds:
+    """Stands in for a Reconciler; a round takes until ``go_on`` is set, and fails as ``error`` says."""
+
+    go_on: threading.Event = field(default_factory=threading.Event)
+    begun: list[float] = field(default_factory=list)
+    error: Exception | None = None
+
+    def run_once(self) -> None:
+        self.begun.append(time.monotonic())
+        self.go_on.wait()
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def rounds() -> Iterator[Rounds]:
+    rounds = Rounds()
+    yield rounds
+    rounds.go_on.set()
+
+
+@pytest.fixture
+def worker(bench: Bench) -> WorkerContext:
+    worker = bench.worker()
+    worker.settings = worker.settings.model_copy(update={"lease_s": LEASE_S, "sweep_s": 0.1})
+    bench.ledger.lease_s = LEASE_S
+    return worker
+
+
+@pytest.fixture
+def upkeep(worker: WorkerContext, rounds: Any) -> Iterator[Upkeep]:
+    upkeep = Upkeep(worker, rounds, 60.0)
+    upkeep.start()
+    yield upkeep
+    upkeep.stop()
+
+
+def test_leases_live_on_and_a_permit_is_sent_while_a_sweep_takes_its_time(
+    bench: Bench, worker: WorkerContext, rounds: Rounds, prompts: Callable[[int], list[Mapping[str, Any]]], request: Any
+) -> None:
+    job = bench.submit(prompts(8))
+    bench.redis.delete(bench.permits.queue_key("fake"))
+    claim = bench.ledger.claim(worker.info())
+    assert claim is not None
+    lease = worker.leases.hold(claim)
+    request.getfixturevalue("upkeep")
+    wait_until("a permit", lambda: bench.ledger.queue_length(bench.permits.queue_key("fake")), 5.0)
+    time.sleep(3 * LEASE_S)
+    sweep = bench.ledger.sweep("another")
+    assert sweep is not None
+    assert sweep.returned == []
+    assert (lease.state, bench.state(job).running) == (LeaseState.HELD, 1)
+    assert len(rounds.begun) == 1
+
+
+def test_no_sweep_for_a_lease_after_an_outage(upkeep: Upkeep, rounds: Rounds) -> None:
+    rounds.error = RedisUnavailableError("away")
+    rounds.go_on.set()
+    wait_until("a second round", lambda: len(rounds.begun) > 1, 10.0)
+    assert rounds.begun[1] - rounds.begun[0] >= LEASE_S
+
+
+def test_a_heartbeat_that_fails_holds_off_the_sweeps(
+    worker: WorkerContext, rounds: Rounds, monkeypatch: pytest.MonkeyPatch, request: Any
+) -> None:
+    def away(info: object) -> None:
+        raise RedisUnavailableError("away")
+
+    rounds.go_on.set()
+    monkeypatch.setattr(worker.ledger, "register", away)
+    request.getfixturevalue("upkeep")
+    time.sleep(2 * LEASE_S)
+    assert len(rounds.begun) <= 1
+    monkeypatch.undo()
+    wait_until("sweeps again", lambda: len(rounds.begun) > 2, 10.0)
+
+
+def test_a_worker_is_not_listed_again_after_the_end_of_its_upkeep(
+    bench: Bench, worker: WorkerContext, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register, late = worker.ledger.register, threading.Event()
+
+    def slowly(info: Any) -> None:
+        late.set()
+        time.sleep(0.5)
+        register(info)
+
+    monkeypatch.setattr(worker.ledger, "register", slowly)
+    assert late.wait(5.0)
+    upkeep.stop()
+    bench.ledger.unregister(worker.registration.id)
+    time.sleep(0.7)
+    assert bench.ledger.workers() == []
