@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from jobs.console import json_out
-from jobs.errors import ForeignStoreError, UnknownJobError
+from jobs.errors import ForeignStoreError, RedisUnavailableError, UnknownJobError
 from jobs.records import job_ids, read_job
 from jobs.recover import recover_all, recover_job
 from jobs.spec import JobStatus
@@ -58,7 +58,9 @@ def _check_known(connection: Connection, job: str) -> None:
     try:
         read_job(connection.store, job)
     except UnknownJobError:
-        others = {uri for store, uri in connection.ledger.stores().items() if store != connection.store.id}
+        others: set[str] = set()
+        with suppress(RedisUnavailableError):
+            others = {uri for store, uri in connection.ledger.stores().items() if store != connection.store.id}
         if others and next(job_ids(connection.store), None) is None:
             raise ForeignStoreError(
                 f"no job {job!r}: the store {connection.store.uri} has no jobs, but this Redis also serves "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,19 @@ from typing import Annotated
 import typer
 
 from jobs.console import json_out
+from jobs.errors import InputError
 from jobs.layout import results_prefix
 from jobs.records import read_job
 from jobs.recover import recover_job
 from jobs.settings import Settings
 from jobs.spec import JobStatus, Status
 from producer.cli.flags import JobFlags, JsonFlag, PlaceFlags, PromptFlags, SamplingFlags, SourceArgument, with_flags
+from producer.cli.results import target_file
 from producer.cli.submit import open_rows, start_job
 from producer.cli.text import head_text, say
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
-from producer.local import LocalWorkers
+from producer.local import LocalWorkers, check_model
 from producer.results import export, format_of, head, read_results
 from producer.server import EmbeddedServer
 from producer.status import job_status
@@ -66,8 +69,9 @@ def run_command(
     """All of it on this machine: Redis server, workers, job, results. Interrupted and run again, it goes on."""
     spec = job.spec(model, sampling.params(), prompts)
     opened = open_rows(source, spec, prompts)
-    if flags.out is not None and not Path(flags.out).is_dir():
-        format_of(flags.out, None)
+    if flags.out is not None:
+        _check_out(flags.out)
+    check_model(model)
     settings = place.settings()
     store = Connection(settings, create=True).store
     home = (store.root or Path.home() / ".cache" / "promptmill" / store.id) / "_local"
@@ -106,6 +110,21 @@ def _resume(connection: Connection, submitted: Submitted) -> None:
             connection.send_first_permits(status.model)
 
 
+def _as_folder(out: str) -> str:
+    """``--out`` with the slash of a folder where it has no extension."""
+    return out if Path(out).suffix or out.endswith("/") else f"{out}/"
+
+
+def _check_out(out: str) -> None:
+    """Find before the work what would spoil its end. Raises InputError."""
+    path = Path(out)
+    if path.is_dir() or _as_folder(out).endswith("/"):
+        return
+    format_of(out, None)
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"--out {out}: the folder {path.parent} is not there, or cannot be written")
+
+
 def _worker_arguments(flags: RunFlags) -> tuple[str, ...]:
     return ("--device", flags.device, "--dtype", flags.dtype)
 
@@ -116,10 +135,7 @@ def _report(settings: Settings, status: JobStatus, flags: RunFlags) -> None:
     store = connection.store
     record = read_job(store, status.id)
     if flags.out is not None:
-        target = Path(flags.out)
-        if target.is_dir() or not target.suffix:
-            target.mkdir(parents=True, exist_ok=True)
-            target = target / f"{status.id}.parquet"
+        target = target_file(_as_folder(flags.out), status.id, None)
         rows = export(record, read_results(store, status.id), str(target), format_of(str(target), None))
         say(f"{rows:,} rows written to {target}")
     if flags.as_json:
