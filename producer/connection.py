@@ -48,6 +48,10 @@ class Connection:
         owner = f"producer-{socket.gethostname()}-{os.getpid()}"
         return Reconciler(self.store, self.ledger, self.permits, owner)
 
+    def check_broker(self) -> None:
+        """Raises InputError for a Redis URL that Celery cannot use: before anything is accepted, not after."""
+        _ = self.permits
+
     def send_first_permits(self, model: str) -> None:
         """Start the model's chain: a permit for each free slot, at least one, never more than there are batches."""
         free = sum(max(0, worker.slots - worker.in_hand) for worker in self.ledger.workers() if worker.model == model)

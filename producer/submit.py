@@ -68,6 +68,7 @@ def submit(
     if job_id is not None:
         check_job_id(job_id)
     recover_if_needed(connection.store, connection.ledger)
+    connection.check_broker()
     stage = f"{now():%Y%m%d}-{secrets.token_hex(8)}"
     try:
         staged, report = _stage(connection.store, source, options, spec, stage, skip_invalid, progress)
