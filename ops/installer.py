@@ -1,8 +1,8 @@
 """Two steps of ops/bootstrap that must find packages where pip would: the machine's own index or mirror.
 
 ``installer.py pip`` puts pip into a virtual environment that was made without it. Debian and its
-relatives ship Python without ``ensurepip``, so ``python3 -m venv`` cannot do it there: pip's wheel is
-fetched from the index and installs itself.
+relatives ship Python without ``ensurepip``, so ``python3 -m venv`` cannot do it there. Where an index is
+configured, pip's wheel is fetched from it and installs itself; elsewhere get-pip.py does it.
 
 ``installer.py uv ARGUMENTS`` runs uv with pip's settings. uv does not read them by itself, so on a
 machine that reaches packages only through a configured mirror it would find nothing.
@@ -23,7 +23,8 @@ import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
 
-DEFAULT_INDEX = "https://pypi.org/simple"
+#: pip's own installer for a Python without ensurepip (pip's "Installation" page).
+GET_PIP = "https://bootstrap.pypa.io/get-pip.py"
 #: Seconds without an answer after which the index counts as unreachable.
 TIMEOUT_S = 60
 _WHEEL = re.compile(r"/pip-(\d+(?:\.\d+)*)-py3-none-any\.whl$")
@@ -87,27 +88,30 @@ def newest_wheel(index: str, context: ssl.SSLContext) -> str:
 
 
 def download(url: str, folder: Path, context: ssl.SSLContext) -> Path:
-    """Fetches ``url`` into ``folder`` and checks it against the digest that the index gave."""
+    """Fetches ``url`` into ``folder`` and checks it against the digest in it, if the index gave one."""
     address, _, fragment = url.partition("#")
     with urllib.request.urlopen(address, timeout=TIMEOUT_S, context=context) as answer:
         content: bytes = answer.read()
     algorithm, _, digest = fragment.partition("=")
     if algorithm == "sha256" and hashlib.sha256(content).hexdigest() != digest:
         raise SystemExit(f"installer: {address} is not what the index says it is (sha256 differs)")
-    wheel = folder / address.rpartition("/")[2]
-    wheel.write_bytes(content)
-    return wheel
+    file = folder / address.rpartition("/")[2]
+    file.write_bytes(content)
+    return file
 
 
 def install_pip() -> int:
     """Installs the newest pip into the environment that runs this; the installer's exit code."""
     context = ssl.create_default_context(cafile=pip_setting("cert"))
-    index = pip_setting("index-url") or DEFAULT_INDEX
+    index = pip_setting("index-url")
     with tempfile.TemporaryDirectory() as folder:
         try:
+            if index is None:
+                script = download(GET_PIP, Path(folder), context)
+                return subprocess.run([sys.executable, str(script), "pip"], check=False).returncode
             wheel = download(newest_wheel(index, context), Path(folder), context)
         except OSError as error:
-            raise SystemExit(f"installer: cannot fetch pip from {index}: {error}") from None
+            raise SystemExit(f"installer: cannot fetch pip from {index or GET_PIP}: {error}") from None
         # A wheel is a zip file, and Python runs a package inside one.
         command = [sys.executable, f"{wheel}/pip", "install", "--no-index", "--no-deps", str(wheel)]
         return subprocess.run(command, check=False).returncode
