@@ -2,7 +2,8 @@
 
 ``installer.py pip`` puts pip into a virtual environment that was made without it. Debian and its
 relatives ship Python without ``ensurepip``, so ``python3 -m venv`` cannot do it there. Where an index is
-configured, pip's wheel is fetched from it and installs itself; elsewhere get-pip.py does it.
+configured, pip's wheel is fetched from it and installs itself; else the system's own package of the wheel is
+taken, which needs no root; else get-pip.py does it.
 
 ``installer.py uv ARGUMENTS`` runs uv with pip's settings. uv does not read them by itself, so on a
 machine that reaches packages only through a configured mirror it would find nothing.
@@ -11,6 +12,7 @@ Run by the environment's own Python; needs nothing but the standard library.
 """
 
 import configparser
+import contextlib
 import hashlib
 import os
 import re
@@ -100,21 +102,39 @@ def download(url: str, folder: Path, context: ssl.SSLContext) -> Path:
     return file
 
 
+def system_wheel(folder: Path) -> Path | None:
+    """pip's wheel as Debian and its relatives package it: the one that is there, or fetched by apt. None elsewhere."""
+    place = "usr/share/python-wheels"
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        if not list(Path("/", place).glob("pip-*.whl")):
+            subprocess.run(["apt-get", "download", "python3-pip-whl"], cwd=folder, check=True)
+            package = next(folder.glob("*.deb"), folder / "none.deb")
+            subprocess.run(["dpkg", "-x", package, folder], check=True)
+    found = [*Path("/", place).glob("pip-*.whl"), *(folder / place).glob("pip-*.whl")]
+    return found[0] if found else None
+
+
+def install_wheel(wheel: Path) -> int:
+    """Has a wheel of pip install itself: it is a zip file, and Python runs a package inside one."""
+    command = [sys.executable, f"{wheel}/pip", "install", "--no-index", "--no-deps", str(wheel)]
+    return subprocess.run(command, check=False).returncode
+
+
 def install_pip() -> int:
     """Installs the newest pip into the environment that runs this; the installer's exit code."""
     context = ssl.create_default_context(cafile=pip_setting("cert"))
     index = pip_setting("index-url")
     with tempfile.TemporaryDirectory() as folder:
         try:
+            if index is None and (packaged := system_wheel(Path(folder))) is not None:
+                return install_wheel(packaged)
             if index is None:
                 script = download(GET_PIP, Path(folder), context)
                 return subprocess.run([sys.executable, str(script), "pip"], check=False).returncode
             wheel = download(newest_wheel(index, context), Path(folder), context)
         except OSError as error:
             raise SystemExit(f"installer: cannot fetch pip from {index or GET_PIP}: {error}") from None
-        # A wheel is a zip file, and Python runs a package inside one.
-        command = [sys.executable, f"{wheel}/pip", "install", "--no-index", "--no-deps", str(wheel)]
-        return subprocess.run(command, check=False).returncode
+        return install_wheel(wheel)
 
 
 def uv_environment() -> dict[str, str]:

@@ -13,13 +13,14 @@ INSTALLER = Path(__file__).parents[3] / "ops" / "installer.py"
 
 @pytest.fixture
 def installer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module, on a machine without any setting of pip."""
+    """The script as a module, on a machine without any setting of pip and without packages of its own."""
     spec = importlib.util.spec_from_file_location("installer", INSTALLER)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "pip_setting", lambda name: None)
+    monkeypatch.setattr(module, "system_wheel", lambda folder: None)
     return module
 
 
