@@ -253,12 +253,12 @@ class JobStatus(_Frozen):
     batches: BatchCounts
     tokens: TokenCounts = TokenCounts()
     running: Running = Running()
-    #: Live workers that serve the job's model.
+    #: Live workers that may claim the job: of its model, with the weights that it was begun with.
     workers: int = 0
     rate: Rate = Rate()
     eta_s: float | None = None
     errors: dict[str, int] = {}
-    #: Why a job paused itself or failed; None otherwise.
+    #: Why a job paused itself, failed, or waits for weights that no live worker has; None otherwise.
     reason: str | None = None
     store: str
     results: str | None = None

@@ -67,7 +67,6 @@ class LocalWorkers:
     store: str
     log_folder: Path
     arguments: tuple[str, ...] = ()
-    restarts: int = 0
     _workers: list[_Worker] = field(default_factory=list)
 
     def __enter__(self) -> LocalWorkers:
@@ -91,11 +90,6 @@ class LocalWorkers:
                 process.kill()
                 process.wait()
 
-    @property
-    def pids(self) -> list[int]:
-        """The process ids of the workers that run."""
-        return [worker.process.pid for worker in self._workers if worker.process and worker.process.poll() is None]
-
     def supervise(self) -> None:
         """Restart workers that have died. Raises ModelError when one cannot be kept alive."""
         for worker in self._workers:
@@ -112,7 +106,6 @@ class LocalWorkers:
         # 2 is bad usage or a model that cannot be loaded: a restart would say the same.
         if status == 2 or worker.failures >= _MAX_QUICK_DEATHS:
             raise ModelError(f"the worker cannot serve {self.model}: {_last_words(worker)} (log: {worker.log})")
-        self.restarts += 1
         sys.stderr.write(
             f"worker {worker.number} ended with status {status} and is started again (log: {worker.log}); "
             f"the rows that it had in hand come back within {LEASE_S:g} s\n"

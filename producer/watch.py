@@ -112,7 +112,7 @@ def describe(status: JobStatus, rows_per_s: float, tokens_per_s: float) -> str:
     if status.status is Status.IN_PROGRESS and not status.workers:
         words = [words[0], f"waiting for a worker to load {status.model}"]
     elif status.status is Status.IN_PROGRESS:
-        words.append(f"ETA {_clock((status.rows.total - done) / rows_per_s)}" if rows_per_s > 0 else "ETA --:--")
+        words.append(f"ETA {clock((status.rows.total - done) / rows_per_s)}" if rows_per_s > 0 else "ETA --:--")
     else:
         words.append(status.status.value)
     if status.rows.failed:
@@ -123,7 +123,8 @@ def describe(status: JobStatus, rows_per_s: float, tokens_per_s: float) -> str:
     return "  ".join(words)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as people read them: 09:52, 1:09:52."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute:02}:{second:02}"

@@ -63,8 +63,8 @@ def run_claim(worker: WorkerContext) -> bool:
             return False
         done = False
         with _leased(worker, claim) as lease:
-            if claim.more:
-                _leave_a_permit(worker)
+            if claim.more and not worker.permit_waits:
+                worker.permits.send(worker.model)
             if claim.kind == FINALIZE:
                 admission.close()
                 finalize_claimed(worker, claim, lease)
@@ -72,12 +72,6 @@ def run_claim(worker: WorkerContext) -> bool:
                 run_batch(worker, claim, lease, admission.close)
             done = True
         return done
-
-
-def _leave_a_permit(worker: WorkerContext) -> None:
-    """While work remains, a permit waits in the queue for the next slot that is free, here or elsewhere."""
-    if not worker.ledger.queue_length(worker.permits.queue_key(worker.model)):
-        worker.permits.send(worker.model)
 
 
 @contextmanager

@@ -67,6 +67,11 @@ class WorkerContext:
         return self.engine.rows_in_hand < 2 * self.engine.limits.max_rows
 
     @property
+    def permit_waits(self) -> bool:
+        """Whether a permit for this model is in the queue, for the next slot that is free, here or elsewhere."""
+        return self.ledger.queue_length(self.permits.queue_key(self.model)) > 0
+
+    @property
     def waiting(self) -> int:
         """Threads that have a permit and wait for room."""
         return self._waiting

@@ -142,8 +142,7 @@ class Heartbeat(threading.Thread):
         context = self._context
         if context.draining.is_set() or context.waiting:
             return
-        queued = context.ledger.queue_length(context.permits.queue_key(context.model))
-        if not queued and context.ledger.claimable(context.model):
+        if not context.permit_waits and context.ledger.claimable(context.model):
             context.permits.send(context.model)
 
     def _follow_parent(self) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from jobs.errors import Problem
 from jobs.spec import JobStatus
 from producer.check import CHARS_PER_TOKEN, CheckReport
+from producer.watch import clock
 
 _BAR = 32
 
@@ -91,7 +92,7 @@ def status_text(status: JobStatus) -> str:
     if status.running.rows:
         pairs.append(("in hand", f"{status.running.rows:,} rows, {status.running.tokens:,} tokens generated"))
     if status.eta_s is not None:
-        pairs.append(("ETA", _clock(status.eta_s)))
+        pairs.append(("ETA", clock(round(status.eta_s))))
     pairs += [(f"error {code}", f"{count:,}") for code, count in sorted(status.errors.items())]
     if status.labels:
         pairs.append(("labels", ", ".join(f"{key}={value}" for key, value in status.labels.items())))
@@ -106,13 +107,6 @@ def status_text(status: JobStatus) -> str:
 
 def _counted(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
-
-
-def _clock(seconds: float) -> str:
-    """As the bar of ``watch`` shows it: 09:52, 1:09:52."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute:02}:{second:02}"
 
 
 @contextmanager

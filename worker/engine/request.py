@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -78,7 +78,6 @@ class EngineLimits:
     max_batch_tokens: int = 16_384
     #: Prompt plus output of one row: the model's context length.
     max_length: int = 1_000_000
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):
