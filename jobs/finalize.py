@@ -111,6 +111,8 @@ def manifest_counts(store: Store, job: str) -> PartCounts:
     try:
         manifest = orjson.loads(store.get(layout.manifest_file(job)))
         rows, tokens = manifest["rows"], manifest["tokens"]
+        # Manifests of earlier versions do not have it.
+        engine = manifest.get("engine", {})
         return PartCounts(
             completed=rows["completed"],
             failed=rows["failed"],
@@ -119,8 +121,11 @@ def manifest_counts(store: Store, job: str) -> PartCounts:
             prompt_tokens=tokens["prompt"],
             completion_tokens=tokens["completion"],
             errors=manifest["errors"],
+            computed_prompt_tokens=engine.get("computed_prompt_tokens", 0),
+            shared_prompt_tokens=engine.get("shared_prompt_tokens", 0),
+            repeated_rows=engine.get("repeated_rows", 0),
         )
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{store.locate(layout.manifest_file(job))} cannot be read: {error}") from error
 
 
@@ -266,6 +271,11 @@ def _publish_manifest(
             "expired": counts.expired,
         },
         "tokens": {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens},
+        "engine": {
+            "computed_prompt_tokens": counts.computed_prompt_tokens,
+            "shared_prompt_tokens": counts.shared_prompt_tokens,
+            "repeated_rows": counts.repeated_rows,
+        },
         "errors": counts.errors,
         "batches": job.batches,
         "files": files,

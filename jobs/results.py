@@ -66,10 +66,16 @@ class ResultRow:
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
+    #: What the row cost; no columns, but counted in the part's footer. Prompt tokens that were computed for the row,
+    #: those that were taken from a row with the same beginning, and whether an identical row had the answer already.
+    computed_prompt_tokens: int = 0
+    shared_prompt_tokens: int = 0
+    repeated: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class PartCounts:
-    """What a part holds, in result rows and tokens. It travels in the part's footer."""
+    """What a part holds, in result rows and tokens, and what it cost. It travels in the part's footer."""
 
     completed: int = 0
     failed: int = 0
@@ -78,6 +84,10 @@ class PartCounts:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    #: As in ResultRow, of all samples. Parts of earlier versions do not say.
+    computed_prompt_tokens: int = 0
+    shared_prompt_tokens: int = 0
+    repeated_rows: int = 0
 
     @property
     def rows(self) -> int:
@@ -95,6 +105,9 @@ class PartCounts:
             prompt_tokens=sum(row.prompt_tokens or 0 for row in rows if row.sample_index == 0),
             completion_tokens=sum(row.completion_tokens or 0 for row in rows),
             errors=dict(Counter(str(row.error_code) for row in rows if row.error_code)),
+            computed_prompt_tokens=sum(row.computed_prompt_tokens for row in rows),
+            shared_prompt_tokens=sum(row.shared_prompt_tokens for row in rows),
+            repeated_rows=sum(row.repeated for row in rows),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -179,7 +192,9 @@ def part_counts(content: bytes) -> PartCounts:
     """The counts in a part's footer. Raises DamagedFileError."""
     try:
         metadata = open_parquet(content).metadata.metadata or {}
-        return PartCounts(**orjson.loads(metadata[_COUNTS_KEY]))
+        found = orjson.loads(metadata[_COUNTS_KEY])
+        # A later version may count more.
+        return PartCounts(**{name: found[name] for name in found if name in PartCounts.__dataclass_fields__})
     except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:

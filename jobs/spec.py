@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from jobs.errors import InputError
 
@@ -100,11 +108,21 @@ class SamplingParams(_Frozen):
         Field(max_length=16, strict=False),
         AfterValidator(_no_empty_stop),
     ] = ()
+    #: Generation ends with the first of these tokens; the text never contains it.
+    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=64, strict=False)] = ()
     #: None: a hash of job, row and sample.
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     #: Result rows for each prompt.
     n: int = Field(default=1, ge=1, le=1_000)
     logprobs: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that came after version 0.1.0 and are not used: jobs without them keep their ids."""
+        content: dict[str, Any] = serialize(self)
+        if not self.stop_token_ids:
+            del content["stop_token_ids"]
+        return content
 
     def with_overrides(self, overrides: dict[str, Any]) -> SamplingParams:
         """These parameters with a row's own values on top. Raises pydantic's ValidationError."""

@@ -33,7 +33,7 @@ class Overrides:
     """
 
     def __init__(self, job: SamplingParams, *, text_values: bool) -> None:
-        self._job = job.model_dump()
+        self._job = dict(job)
         self._text_values = text_values
         self._cache: dict[tuple[str, type, Any], Any] = {}
 
@@ -78,6 +78,8 @@ def allowed(name: str) -> str:
     """What a sampling parameter may be, in words."""
     if name == "stop":
         return "a string or a list of at most 16 strings, none empty or longer than 1000 characters"
+    if name == "stop_token_ids":
+        return "an integer or a list of at most 64 integers, none negative"
     if name == "logprobs":
         return "true or false"
     kind = "an integer" if name in _INTEGERS else "a number"
@@ -94,26 +96,31 @@ def _cache_key(name: str, raw: Any) -> tuple[str, type, Any] | None:
     """A key that no other value has, for what can be one; 1, 1.0 and True are equal but not the same."""
     if isinstance(raw, (str, int, float)):
         return name, type(raw), raw
-    if isinstance(raw, list) and all(type(item) is str for item in raw):
+    if isinstance(raw, list) and any(all(type(item) is kind for item in raw) for kind in (str, int)):
         return name, list, tuple(raw)
     return None
 
 
 def _plain(name: str, raw: Any) -> Any:
-    """A JSON value in the parameter's type: a lone stop string, an integer written as 64.0."""
+    """A JSON value in the parameter's type: a lone stop string or token, an integer written as 64.0."""
     if name == "stop" and isinstance(raw, str):
         return (raw,)
+    if name == "stop_token_ids":
+        items = raw if isinstance(raw, list) else [raw]
+        return tuple(int(item) if isinstance(item, float) and item.is_integer() else item for item in items)
     if name in _INTEGERS and isinstance(raw, float) and raw.is_integer():
         return int(raw)
     return raw
 
 
 def _from_text(name: str, text: str) -> Any:
-    """A text field in the parameter's type. Raises ValueError. A stop field may be a JSON list of strings."""
+    """A text field in the parameter's type. Raises ValueError. What ends a text may be a JSON list."""
     if name in _INTEGERS:
         return _plain(name, int(text) if text.strip().lstrip("+-").isdigit() else float(text))
     if name in _FLOATS:
         return float(text)
     if name == "logprobs":
         return _BOOLEANS.get(text.strip().lower(), text)
+    if name == "stop_token_ids":
+        return _plain(name, orjson.loads(text))
     return orjson.loads(text) if text.lstrip().startswith("[") else (text,)

@@ -19,8 +19,11 @@ from transformers.utils import logging as transformers_logging
 
 KINDS = ("gpt2", "llama", "qwen2", "mistral", "gemma2", "opt", "gpt_neox", "bloom", "mamba")
 
+#: Kinds that the in-flight engine serves besides: all but the last two of KINDS have attention that it can replace.
+MORE_KINDS = ("qwen3", "qwen3_moe", "gemma3_text", "phi3", "olmo2", "smollm3", "stablelm", "gpt_oss")
+
 #: Kinds whose tokenizer marks spaces as sentencepiece does, so that decoding a suffix alone loses a leading space.
-METASPACE_KINDS = frozenset({"llama", "mistral", "gemma2"})
+METASPACE_KINDS = frozenset({"llama", "mistral", "gemma2", "gemma3_text", "phi3"})
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
@@ -46,10 +49,10 @@ def tiny_model(
     max_length: int = 512,
     **config: Any,
 ) -> Path:
-    """A random model of ``kind`` (one of KINDS) and its tokenizer, saved into ``folder``, which is returned.
+    """A random model of ``kind`` and its tokenizer, saved into ``folder``, which is returned.
 
-    ``chat`` adds CHAT_TEMPLATE; ``max_length`` is the context length; ``config`` overrides the model's
-    configuration (for example ``sliding_window=8``).
+    ``kind`` is one of KINDS or MORE_KINDS. ``chat`` adds CHAT_TEMPLATE; ``max_length`` is the context length;
+    ``config`` overrides the model's configuration (for example ``sliding_window=8``).
     """
     tokenizer = tiny_tokenizer(metaspace=kind in METASPACE_KINDS)
     if chat:
@@ -136,6 +139,8 @@ def _config(kind: str, max_length: int) -> dict[str, Any]:
     }
     grouped = {**decoder, "num_key_value_heads": 2}
     dropout = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    gemma = {**grouped, "head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16, "pad_token_id": 0}
+    mixture = {"num_experts_per_tok": 2, "head_dim": 16}
     configs: dict[str, dict[str, Any]] = {
         "gpt2": {
             "n_embd": _HIDDEN,
@@ -146,15 +151,18 @@ def _config(kind: str, max_length: int) -> dict[str, Any]:
         },
         "llama": grouped,
         "qwen2": grouped,
+        "qwen3": {**grouped, "head_dim": 16},
+        "qwen3_moe": {**grouped, **mixture, "num_experts": 4, "moe_intermediate_size": 32, "norm_topk_prob": True},
+        "phi3": {**grouped, "pad_token_id": 0},
+        "olmo2": {**grouped, "pad_token_id": 0},
+        # Of the two layers one is without rotary positions.
+        "smollm3": {**grouped, "pad_token_id": 0, "no_rope_layers": [1, 0]},
+        "stablelm": {**grouped, "partial_rotary_factor": 0.25},
+        # One layer with a window, one without, and attention sinks in both.
+        "gpt_oss": {**grouped, **mixture, "num_local_experts": 4, "sliding_window": 16, "pad_token_id": 0},
         "mistral": {**grouped, "sliding_window": None},
-        "gemma2": {
-            **grouped,
-            "head_dim": 16,
-            "sliding_window": 16,
-            "query_pre_attn_scalar": 16,
-            "pad_token_id": 0,
-            "tie_word_embeddings": False,
-        },
+        "gemma2": {**gemma, "tie_word_embeddings": False},
+        "gemma3_text": {**gemma, "tie_word_embeddings": False, "layer_types": ["sliding_attention", "full_attention"]},
         "opt": {
             "hidden_size": _HIDDEN,
             "num_hidden_layers": _LAYERS,
@@ -184,5 +192,5 @@ def _config(kind: str, max_length: int) -> dict[str, Any]:
         },
     }
     if kind not in configs:
-        raise ValueError(f"no tiny model of kind {kind!r}: one of {', '.join(KINDS)}")
+        raise ValueError(f"no tiny model of kind {kind!r}: one of {', '.join(KINDS + MORE_KINDS)}")
     return configs[kind]

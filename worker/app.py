@@ -23,8 +23,8 @@ from jobs.settings import Settings
 from jobs.spec import now
 from jobs.store import Store
 from worker.context import WorkerContext
-from worker.engine.padded import PaddedEngine
-from worker.engine.request import EngineLimits
+from worker.engine.build import EngineChoice, build_engine
+from worker.engine.request import Engine, EngineLimits
 from worker.heartbeat import EXIT_ENGINE, Upkeep
 from worker.metrics import serve_metrics, watch_engine
 from worker.models import LoadedModel, load_model
@@ -46,7 +46,7 @@ class WorkerOptions:
     concurrency: int = 4
     device: str = "auto"
     dtype: str = "auto"
-    engine: str = "auto"
+    engine: EngineChoice = "auto"
     max_batch_tokens: int | None = None
     max_rows: int = 32
     metrics_port: int | None = None
@@ -96,15 +96,8 @@ def _warn_of_other_stores(ledger: Ledger, store: Store) -> None:
 def build_context(
     settings: Settings, options: WorkerOptions, store: Store, ledger: Ledger, loaded: LoadedModel
 ) -> WorkerContext:
-    """All that the tasks of this process share; the engine is built and warm, but not started."""
-    limits = EngineLimits(
-        max_rows=options.max_rows,
-        max_batch_tokens=options.max_batch_tokens or default_batch_tokens(loaded.device),
-        max_length=loaded.max_length,
-    )
-    engine = PaddedEngine(loaded.model, loaded.tokenizer, limits)
-    engine_name = "padded"
-    _log.info("engine: %s (%d rows, %d tokens a batch)", engine_name, limits.max_rows, limits.max_batch_tokens)
+    """All that the tasks of this process share; the engine is warm, but not started. Raises ModelError."""
+    engine, engine_name = engine_for(options, loaded)
     registration = WorkerInfo(
         id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
         model=options.model,
@@ -125,9 +118,13 @@ def build_context(
     )
 
 
-def default_batch_tokens(device: object) -> int:
-    """Token positions in one batch where the user named no number: what fits small machines of either kind."""
-    return 131_072 if str(device).startswith("cuda") else 32_768
+def engine_for(options: WorkerOptions, loaded: LoadedModel) -> tuple[Engine, str]:
+    """The engine that the options ask for, warm but not started, and its name. Raises ModelError."""
+    limits = EngineLimits(options.max_rows, options.max_batch_tokens, loaded.max_length)
+    engine, name = build_engine(options.engine, loaded.model, loaded.tokenizer, limits)
+    unit, limits = "step" if name == "inflight" else "batch", engine.limits
+    _log.info("engine: %s (%d rows, %d tokens a %s)", name, limits.max_rows, limits.max_batch_tokens, unit)
+    return engine, name
 
 
 def consume(context: WorkerContext, options: WorkerOptions) -> bool:

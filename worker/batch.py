@@ -250,6 +250,9 @@ def _collect(worker: WorkerContext, pending: _Pending, lease: HeldLease) -> Resu
     completion = _wait(worker, pending.future, lease)
     row.prompt_tokens, row.completion_tokens = completion.prompt_tokens, len(completion.token_ids)
     row.started_at, row.finished_at = completion.started_at, completion.finished_at
+    row.repeated, row.shared_prompt_tokens = completion.repeated, completion.shared_tokens
+    if completion.token_ids and not completion.repeated:
+        row.computed_prompt_tokens = completion.prompt_tokens - completion.shared_tokens
     if completion.cancelled:
         if lease.state not in _STOPPED:
             # Nobody asked for the row to end: the lease is lost, or the engine is being closed.

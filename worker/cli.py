@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jobs.console import EPILOG_NEWLINES, json_out, run_app, setup_logging
-from jobs.errors import InputError
 from jobs.settings import Settings
 from jobs.spec import split_model
 
@@ -27,6 +26,10 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="auto (float32 on cpu, bfloat16 on cuda), float32, bfloat16, float16.")]
+Engine = Annotated[
+    Literal["auto", "inflight", "padded"],
+    typer.Option(help="inflight: rows enter and leave at any step; padded: static batches; auto: inflight if it can."),
+]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model ships.")]
 
 
@@ -37,10 +40,15 @@ def start(
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_batch_tokens: Annotated[
-        int | None, typer.Option(min=16, help="Rows x (longest prompt + longest output) of one padded batch.")
+        int | None,
+        typer.Option(
+            min=16,
+            help="inflight: tokens of one step, of prompts and of rows that generate (default 512; cuda 8192). "
+            "padded: rows x (longest prompt + longest output) of one batch (default 32768; cuda 131072).",
+        ),
     ] = None,
-    max_rows: Annotated[int, typer.Option(min=1, max=4096, help="Rows in one padded batch.")] = 32,
-    engine: Annotated[str, typer.Option(help="auto or padded; inflight is not in this version.")] = "auto",
+    max_rows: Annotated[int, typer.Option(min=1, max=4096, help="Rows that generate at once.")] = 32,
+    engine: Engine = "auto",
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM gives the running batches.")] = 30.0,
     trust_remote_code: TrustRemoteCode = False,
@@ -53,7 +61,6 @@ def start(
     settings = Settings.load()
     setup_logging(settings)
     name, source = split_model(model)
-    _check_engine(engine)
     _set_threads(threads)
     options = WorkerOptions(
         model=name,
@@ -77,29 +84,26 @@ def doctor(
     model: Model,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    engine: Engine = "auto",
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Load a model and generate one prompt: device, dtype, context, memory."""
+    """Load a model and generate one prompt: device, dtype, engine, attention, context, memory."""
+    from worker.app import WorkerOptions
     from worker.doctor import examine
 
     settings = Settings.load()
     setup_logging(settings)
     name, source = split_model(model)
-    report: dict[str, Any] = examine(name, source, device, dtype, trust_remote_code)
+    options = WorkerOptions(
+        model=name, source=source, device=device, dtype=dtype, engine=engine, trust_remote_code=trust_remote_code
+    )
+    report: dict[str, Any] = examine(options)
     if as_json:
         json_out(report)
         return
     for key, value in report.items():
         sys.stdout.write(f"{key:>16}  {value}\n")
-
-
-def _check_engine(engine: str) -> Literal["padded"]:
-    if engine == "inflight":
-        raise InputError("--engine inflight is not in this version; use --engine padded (what auto picks)")
-    if engine not in ("auto", "padded"):
-        raise InputError(f"--engine {engine!r}: use auto or padded")
-    return "padded"
 
 
 def _set_threads(threads: int | None) -> None:

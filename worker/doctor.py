@@ -9,35 +9,44 @@ import torch
 
 from jobs import __version__
 from jobs.spec import SamplingParams
-from worker.engine.padded import PaddedEngine
-from worker.engine.request import EngineLimits, Request
+from worker.app import WorkerOptions, engine_for
+from worker.engine.build import describe
+from worker.engine.request import Request
 from worker.models import load_model
 
 _PROMPT = "Once upon a time"
 
 
-def examine(name: str, source: str, device: str, dtype: str, trust_remote_code: bool) -> dict[str, Any]:
-    """Load the model, generate one prompt, and report. Raises ModelError."""
+def examine(options: WorkerOptions) -> dict[str, Any]:
+    """Load the model as a worker with these options would, generate one prompt, and report. Raises ModelError."""
     started = time.perf_counter()
-    loaded = load_model(name, source, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load_model(
+        options.model,
+        options.source,
+        device=options.device,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
     load_s = time.perf_counter() - started
-    engine = PaddedEngine(loaded.model, loaded.tokenizer, EngineLimits(max_rows=1, max_length=loaded.max_length))
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    engine, engine_name = engine_for(options, loaded)
     future = engine.submit(Request("doctor", loaded.tokenizer.encode(_PROMPT), SamplingParams(max_tokens=16), seed=0))
     started = time.perf_counter()
     while not future.done():
         engine.step()
     completion = future.result()
+    described = describe(engine, loaded.model)
     engine.close()
     return {
         "promptmill": __version__,
         "torch": torch.__version__,
-        "model": name,
+        "model": options.model,
         "revision": loaded.revision,
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "parameters": parameters,
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "attention": str(getattr(loaded.model.config, "_attn_implementation", "unknown")),
-        "engine": "padded",
+        "engine": engine_name,
+        **described,
         "context": loaded.max_length,
         "memory_free_mb": _free_memory_mb(loaded.device),
         "load_s": round(load_s, 2),

@@ -126,6 +126,9 @@ class SamplingFlags:
         list[str] | None, typer.Option(help="End before this text; repeatable; \\n is a newline.",
                                        rich_help_panel=_SAMPLING)
     ] = None  # fmt: skip
+    stop_token_id: Annotated[
+        list[int] | None, typer.Option(help="End at this token; repeatable.", rich_help_panel=_SAMPLING)
+    ] = None
     seed: Annotated[
         int | None, typer.Option(help="Default: a hash of job, row and sample.", rich_help_panel=_SAMPLING)
     ] = None
@@ -136,12 +139,13 @@ class SamplingFlags:
         """Raises InputError, naming the flag and what it allows."""
         given = dataclasses.asdict(self)
         given["stop"] = tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in self.stop or ())
+        given["stop_token_ids"] = tuple(given.pop("stop_token_id") or ())
         try:
             return SamplingParams(**given)
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
-            flag = "--" + name.replace("_", "-")
+            flag = "--stop-token-id" if name == "stop_token_ids" else "--" + name.replace("_", "-")
             raise InputError(f"{flag} {first['input']!r}: use {allowed(name)}") from error
 
 

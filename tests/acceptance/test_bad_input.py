@@ -185,6 +185,7 @@ BAD_FLAGS = {
     "n": ("--n", "0"),
     "seed": ("--seed", "-1"),
     "stop": ("--stop", ""),
+    "stop token": ("--stop-token-id", "-1"),
     "batch size": ("--batch-size", "0"),
     "priority": ("--priority", "9"),
     "error rate": ("--max-error-rate", "1.5"),

@@ -103,6 +103,34 @@ def test_samples_of_a_prompt_have_seeds_of_their_own(mill: Mill, job: str) -> No
     assert len(set(mill.table(job)["seed"].to_pylist())) == ROWS * 3
 
 
+def test_what_rows_have_in_common_is_computed_once_and_the_manifest_says_so(mill: Mill) -> None:
+    template = "Write a short product description for the red canvas bag with two pockets, of number {k}, in one line."
+    source = mill.write("alike.jsonl", "".join(json.dumps({"k": i % 12}) + "\n" for i in range(24)))
+    job, table = submit(mill, source, "--template", template)
+
+    engine = json.loads((mill.dataset(job) / "_manifest.json").read_bytes())["engine"]
+    prompts, texts = table["prompt_tokens"].to_pylist(), table["text"].to_pylist()
+    assert engine["repeated_rows"] == 12
+    assert texts[:12] == texts[12:]
+    assert engine["shared_prompt_tokens"] > 0
+    assert engine["shared_prompt_tokens"] + engine["computed_prompt_tokens"] == sum(prompts[:12])
+
+
+def test_a_row_ends_at_its_stop_token(mill: Mill) -> None:
+    rows = [{"prompt": f"the bag number {i}"} for i in range(8)]
+    source = mill.write("ends.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    _, whole = submit(mill, source)
+    # Of a tokenizer of 400 tokens, the first 64: hardly a text of 48 tokens does without all of them.
+    flags = [part for token in range(64) for part in ("--stop-token-id", str(token))]
+    _, cut = submit(mill, source, *flags)
+
+    assert set(cut["status"].to_pylist()) == {"ok"}
+    pairs = list(zip(whole["text"].to_pylist(), cut["text"].to_pylist(), strict=True))
+    assert all(long.startswith(short.removesuffix("\ufffd")) for long, short in pairs)
+    assert sum(cut["completion_tokens"].to_pylist()) < sum(whole["completion_tokens"].to_pylist())
+    assert "stop" in cut["finish_reason"].to_pylist()
+
+
 def test_the_manifest_agrees_with_the_files(mill: Mill, job: str) -> None:
     folder = mill.dataset(job)
     manifest = json.loads((folder / "_manifest.json").read_bytes())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.mill import Mill, Process
+from tests.models import tiny_model
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def refused(mill: Mill, tiny: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "nowhere": mill.start_worker("--model", f"x={folder}/nowhere"),
         "pickled": mill.start_worker("--model", f"x={pickled}"),
         "foreign": mill.start_worker(*good, PROMPTMILL_STORE=str(folder / "photos")),
+        "bloom": mill.start_worker("--model", f"x={tiny_model('bloom', folder / 'bloom')}", "--engine", "inflight"),
+        "static": mill.start_worker(*good, "--engine", "static"),
         "down": mill.start_worker(*good, PROMPTMILL_REDIS_URL=down),
     }
     return Refusals(folder / "nowhere", pickled, processes)
@@ -65,3 +68,20 @@ def test_a_redis_that_is_down_is_told_before_the_model_is_loaded(refused: Refusa
 
     assert (code, len(lines)) == (3, 1)
     assert lines[0].startswith("error: Redis at 127.0.0.1:1 cannot be reached")
+
+
+def test_a_model_that_cannot_be_served_in_flight_is_told_with_what_to_do(refused: Refusals) -> None:
+    code, lines = refused.of("bloom")
+
+    assert code == 2
+    assert lines[-1] == (
+        "error: BloomForCausalLM cannot be served by --engine inflight: its attention cannot be replaced; "
+        "use --engine auto or padded"
+    )
+
+
+def test_an_engine_of_another_name_is_refused(refused: Refusals) -> None:
+    code, lines = refused.of("static")
+
+    assert code == 2
+    assert all(word in "\n".join(lines) for word in ("--engine", "static", "auto", "inflight", "padded"))

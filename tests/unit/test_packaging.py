@@ -25,12 +25,17 @@ import importlib, pkgutil, sys
 
 name, absent = sys.argv[1], set(sys.argv[2:])
 
-class Absent:
-    def find_spec(self, module, path=None, target=None):
-        if module.partition(".")[0] in absent:
-            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+class WithoutAbsent:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Absent())
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, module, path=None, target=None):
+        return None if module.partition(".")[0] in absent else self.finder.find_spec(module, path, target)
+
+sys.meta_path[:] = [WithoutAbsent(finder) for finder in sys.meta_path]
 package = importlib.import_module(name)
 for module in pkgutil.walk_packages(package.__path__, name + "."):
     if not module.name.endswith("__main__"):
@@ -65,7 +70,8 @@ def test_the_transitions_of_the_ledger_are_installed_with_the_package() -> None:
 
 
 def declared() -> list[Requirement]:
-    extras = PROJECT["optional-dependencies"].values()
+    # The peers of the benchmark are not locked: whoever runs it wants their newest.
+    extras = [texts for name, texts in PROJECT["optional-dependencies"].items() if name != "bench"]
     return [Requirement(text) for texts in (PROJECT["dependencies"], *extras) for text in texts]
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
 from jobs.spec import RowError
-from worker.engine.request import Completion, EngineLimits, EngineStats, Request
+from worker.engine.loop import EngineLoop
+from worker.engine.padded_scheduler import PaddedScheduler
+from worker.engine.request import EngineLimits, EngineStats, Request
 from worker.engine.row import Row
-from worker.engine.scheduler import PaddedScheduler
 
 _WORDS = (
     "amber", "basket", "cedar", "delta", "ember", "fable", "garden", "harbor", "island", "jasmine", "kettle",
@@ -42,7 +41,11 @@ class FakeTokenizer:
         return bytes(token for token in ids if token < 256).decode(errors="replace")
 
 
-class FakeEngine:
+#: One token for each byte, and the end of a text.
+_VOCABULARY = 257
+
+
+class FakeEngine(EngineLoop):
     """Answers every prompt with words that its ids, the seed and the sample decide, a byte a token.
 
     ``tokens_per_second`` (0: at once) is the speed of the whole engine. A row whose prompt contains
@@ -61,87 +64,35 @@ class FakeEngine:
         crash_on: str | None = None,
         hang_on: str | None = None,
     ) -> None:
-        self.limits = limits or EngineLimits()
         self.tokenizer = FakeTokenizer()
-        self.failure: BaseException | None = None
+        limits = limits or EngineLimits()
+        super().__init__(self.tokenizer, limits, frozenset([self.tokenizer.eos_id]), _VOCABULARY)
         self._tokens_per_second = tokens_per_second
         self._fail_on, self._die_on, self._crash_on, self._hang_on = fail_on, die_on, crash_on, hang_on
         self._scheduler: PaddedScheduler[Row] = PaddedScheduler(
-            self.limits.max_rows, self.limits.max_batch_tokens, max_length=self.limits.max_length
+            limits.max_rows, limits.max_batch_tokens or 2**14, max_length=limits.max_length
         )
-        self._running: list[Row] = []
-        self._wake = threading.Condition()
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
         self._stats = EngineStats()
 
-    def submit(self, request: Request) -> Future[Completion]:
-        row = Row(request, self.tokenizer, frozenset([self.tokenizer.eos_id]), self.limits.max_length)
-        with self._wake:
-            if self.failure is not None:
-                row.future.set_exception(self.failure)
-            elif self._closing.is_set():
-                row.cancel()
-            elif not row.refuse_if_unfit(vocabulary=257):
-                self._scheduler.add(row)
-                self._wake.notify()
-        return row.future
-
-    def step(self) -> bool:
-        with self._wake:
-            rows = self._running = self._scheduler.next_batch()
-        try:
-            for row in rows:
-                self._generate(row)
-        except Exception as error:
-            self.failure = error
-            for row in self._take_all():
-                row.future.set_exception(error)
-            raise
-        finally:
-            self._running = []
+    def _work(self) -> bool:
+        with self.lock:
+            rows = self._scheduler.next_batch()
+        for row in rows:
+            self._generate(row)
         return bool(rows)
 
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-        with self._wake:
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join()
-        for row in self._take_all():
-            row.cancel()
+    def _add(self, row: Row) -> None:
+        self._scheduler.add(row)
 
     def stats(self) -> EngineStats:
         return self._stats
-
-    @property
-    def rows_in_hand(self) -> int:
-        return len(self._scheduler) + sum(not row.done for row in self._running)
-
-    def _loop(self) -> None:
-        while not self._closing.is_set():
-            try:
-                worked = self.step()
-            except Exception:
-                return
-            with self._wake:
-                if not worked and not self._closing.is_set() and not len(self._scheduler):
-                    self._wake.wait()
-
-    def _take_all(self) -> list[Row]:
-        with self._wake:
-            return [*(row for row in self._running if not row.done), *self._scheduler.remove(lambda row: True)]
 
     def _generate(self, row: Row) -> None:
         prompt = self.tokenizer.decode(row.request.prompt_ids)
         self._misbehave(row, prompt)
         tokens = iter([*self._answer(row.request), self.tokenizer.eos_id])
         while not row.done:
-            if row.request.cancelled or self._closing.is_set():
+            if row.request.cancelled or self._closing:
                 row.cancel()
                 break
             if self._tokens_per_second:
@@ -156,7 +107,8 @@ class FakeEngine:
         if self._die_on is not None and self._die_on in prompt:
             raise RuntimeError("CUDA error: the fake engine was told to die")
         if self._hang_on is not None and self._hang_on in prompt:
-            self._closing.wait()
+            with self.lock:
+                self.lock.wait_for(lambda: self._closing)
         if self._fail_on is not None and self._fail_on in prompt:
             row.fail(RowError.INTERNAL_ERROR, "the fake engine was told to fail")
 

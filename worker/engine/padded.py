@@ -1,6 +1,6 @@
 """Static padded batches over ``model.generate``.
 
-``PaddedEngine.step`` is the whole of it: the scheduler picks rows of similar length, one call of ``generate``
+``PaddedEngine._work`` is the whole of it: the scheduler picks rows of similar length, one call of ``generate``
 runs them, and rows retire as they end. ``generate`` only keeps the loop and the cache: which token comes next
 is our sampler's choice, handed over through one logits processor, and when a row has ended is ours to say
 through one stopping criterion. So rows of different jobs with different parameters share a batch.
@@ -8,12 +8,9 @@ through one stopping criterion. So rows of different jobs with different paramet
 
 from __future__ import annotations
 
-import gc
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -24,11 +21,13 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from jobs.spec import RowError
 from worker.engine import padding
 from worker.engine.failures import Failure, classify
+from worker.engine.loop import EngineLoop
+from worker.engine.memory import free_memory
+from worker.engine.padded_scheduler import PaddedScheduler
 from worker.engine.padding import context_of
-from worker.engine.request import Completion, EngineLimits, EngineStats, Request
+from worker.engine.request import EngineLimits, EngineStats
 from worker.engine.row import Row, RowTokenizer
 from worker.engine.sampler import Sampler, only
-from worker.engine.scheduler import PaddedScheduler
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +37,12 @@ SCAN_ROWS = 1000
 SCAN_SECONDS = 1.0
 
 
-class EngineDied(Exception):
-    """Raised to those who wait for an engine whose device failed; the process has to be replaced."""
+def default_batch_tokens(device: torch.device) -> int:
+    """Positions of one batch where nobody names a number: what fits small machines of either kind."""
+    return 131_072 if device.type == "cuda" else 32_768
 
 
-class PaddedEngine:
+class PaddedEngine(EngineLoop):
     """Generates with any causal language model of transformers. Owns the model and its device.
 
     ``limits.max_batch_tokens`` is where it begins: running out of memory halves it for good.
@@ -50,42 +50,23 @@ class PaddedEngine:
 
     def __init__(self, model: Any, tokenizer: RowTokenizer, limits: EngineLimits) -> None:
         # Beyond its context a model fails, on CUDA so that the process ends.
-        self.limits = replace(limits, max_length=min(limits.max_length, context_of(model.config) or limits.max_length))
+        length = min(limits.max_length, context_of(model.config) or limits.max_length)
+        tokens = limits.max_batch_tokens or default_batch_tokens(model.device)
+        limits = replace(limits, max_length=length, max_batch_tokens=tokens)
+        eos_ids = padding.take_over_generation(model, tokenizer.eos_id)
+        super().__init__(tokenizer, limits, eos_ids, model.get_input_embeddings().num_embeddings)
         self._model = model
-        self._tokenizer = tokenizer
-        self._eos_ids = padding.take_over_generation(model, tokenizer.eos_id)
-        self._vocabulary = model.get_input_embeddings().num_embeddings
-        self._pad_id = padding.usable_pad_id(tokenizer.pad_id, self._eos_ids, self._vocabulary)
+        self._pad_id = padding.usable_pad_id(tokenizer.pad_id, eos_ids, self._vocabulary)
         #: False if padding changes what the model computes; then only prompts of one length share a batch.
         self.pads = padding.is_harmless(model, self._pad_id)
         self.scheduler: PaddedScheduler[Row] = PaddedScheduler(
-            limits.max_rows,
-            limits.max_batch_tokens,
-            max_length=self.limits.max_length,
-            equal_prompts=not self.pads,
+            limits.max_rows, tokens, max_length=length, equal_prompts=not self.pads
         )
         self._counters = _Counters()
         self._running: list[Row] = []
         self._scanned_at = -SCAN_SECONDS
-        self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._closing = False
-        #: What the engine died of, if it did.
-        self.failure: BaseException | None = None
 
-    def submit(self, request: Request) -> Future[Completion]:
-        row = Row(request, self._tokenizer, self._eos_ids, self.limits.max_length)
-        with self._wake:
-            if self.failure is not None:
-                row.future.set_exception(_died_of(self.failure))
-            elif self._closing:
-                row.cancel()
-            elif not row.refuse_if_unfit(self._vocabulary):
-                self.scheduler.add(row)
-                self._wake.notify()
-        return row.future
-
-    def step(self) -> bool:
+    def _work(self) -> bool:
         """Generate one batch to its end."""
         try:
             self._drop_cancelled()
@@ -93,48 +74,20 @@ class PaddedEngine:
             if batch is None:
                 return False
             self._run(batch)
-        except BaseException as error:
-            self._die(error)
-            raise
         finally:
             self._running = []
         return True
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join()
-        for row in self._take_all():
-            row.cancel()
 
     def stats(self) -> EngineStats:
         running = sum(not row.done for row in self._running)
         return self._counters.snapshot(running, len(self.scheduler))
 
-    @property
-    def rows_in_hand(self) -> int:
-        return len(self.scheduler) + sum(not row.done for row in self._running)
-
-    def _loop(self) -> None:
-        while not self._closing:
-            try:
-                worked = self.step()
-            except BaseException:
-                log.critical("the engine died", exc_info=True)
-                return
-            with self._wake:
-                if not worked and not self._closing and not len(self.scheduler):
-                    self._wake.wait()
+    def _add(self, row: Row) -> None:
+        self.scheduler.add(row)
 
     def _next_batch(self) -> list[Row] | None:
         """The rows to generate next; None if none are waiting."""
-        with self._wake:
+        with self.lock:
             batch = self._running = self.scheduler.next_batch()
         if not batch:
             return None
@@ -167,7 +120,7 @@ class PaddedEngine:
         for row in rows:
             row.restart()
         if failure is Failure.MEMORY:
-            _free_memory()
+            free_memory()
         if failure is Failure.MEMORY and (len(rows) > 1 or not rows[0].retried):
             self._shrink(rows)
         elif len(rows) == 1:
@@ -187,7 +140,7 @@ class PaddedEngine:
         A row alone says nothing about batches: it is only tried again, in case another process held the memory.
         """
         used = len(rows) * (max(row.prompt_tokens for row in rows) + max(row.output_tokens for row in rows))
-        with self._wake:
+        with self.lock:
             if len(rows) == 1:
                 rows[0].retried = True
             else:
@@ -226,37 +179,13 @@ class PaddedEngine:
         if not at_once and len(self.scheduler) > SCAN_ROWS and now - self._scanned_at < SCAN_SECONDS:
             return
         self._scanned_at = now
-        with self._wake:
+        with self.lock:
             cancelled = [row for row in self.scheduler if row.request.cancelled]
             # They leave the scheduler after they ended: if ending one fails, none is lost.
             for row in cancelled:
                 row.cancel()
             if cancelled:
                 self.scheduler.remove(lambda row: row.done)
-
-    def _take_all(self) -> list[Row]:
-        with self._wake:
-            return [row for row in (*self._running, *self.scheduler.clear()) if not row.done]
-
-    def _die(self, error: BaseException) -> None:
-        with self._wake:
-            self.failure = error
-        for row in self._take_all():
-            # A failure between two steps of bookkeeping may have left it both waiting and running.
-            if not row.done:
-                row.future.set_exception(_died_of(error))
-
-
-def _died_of(error: BaseException) -> EngineDied:
-    died = EngineDied(f"the engine died: {type(error).__name__}: {error}")
-    died.__cause__ = error
-    return died
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 class _Batch:
@@ -269,18 +198,11 @@ class _Batch:
         self.position = 0
         self._counters = counters
         self._interrupt = interrupt
-        requests = [row.request for row in rows]
-        self._sampler = Sampler(
-            [request.params for request in requests],
-            [request.seed for request in requests],
-            [request.sample for request in requests],
-            [request.prompt_ids for request in requests],
-            device,
-        )
+        self._sampler = Sampler(device)
 
     def advance(self, logits: Tensor) -> Tensor:
         """Choose every row's next token from logits [B, V]; returns scores that allow no other."""
-        choice = self._sampler(logits, self.position)
+        choice = self._sampler.choose(logits, self.rows, [self.position] * len(self.rows)).on_host()
         self.position += 1
         self._counters.stepped()
         interrupted = self._interrupt()

@@ -12,8 +12,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 log = logging.getLogger(__name__)
 
-#: Of the spread of the logits, how much padding may move them: rounding does, attending to padding moves them far more.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.15}
+#: Of the spread of the logits, how much other company may move them: rounding does, attending to the wrong tokens
+#: moves them far more.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.15}
 
 #: The names under which configurations keep the context length.
 _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
@@ -82,7 +83,7 @@ def is_harmless(model: Any, pad_id: int) -> bool:
         log.warning("no padding: the model failed on a padded batch (%s: %s)", type(error).__name__, error)
         return False
     moved = ((padded - alone).norm() / (alone - alone.mean()).norm()).item()
-    if moved <= _TOLERANCE.get(model.dtype, 0.05):  # False for NaN
+    if moved <= TOLERANCE.get(model.dtype, 0.05):  # False for NaN
         return True
     log.warning("no padding: it moves the model's logits by %.3g; only prompts of one length share a batch", moved)
     return False

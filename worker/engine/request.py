@@ -35,8 +35,8 @@ class Request:
 class Completion:
     """What an engine made of a request. ``text`` is without the prompt and without the stop string.
 
-    ``token_ids`` holds every generated token, the one that ended the text (EOS, or the last of a stop
-    string) included. ``mean_logprob`` is the mean natural-log probability of those tokens under the
+    ``token_ids`` holds every generated token, the one that ended the text (EOS, a stop token, or the last of a
+    stop string) included. ``mean_logprob`` is the mean natural-log probability of those tokens under the
     unmodified distribution (temperature 1, before any filter), when ``params.logprobs`` asks for it.
     """
 
@@ -50,6 +50,10 @@ class Completion:
     error_code: RowError | None = None
     error_message: str | None = None
     cancelled: bool = False
+    #: Prompt tokens that were taken from a row with the same beginning instead of being computed.
+    shared_tokens: int = 0
+    #: Whether nothing was computed for this row: an identical request had the same answer.
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,19 @@ class EngineStats:
     rows: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    #: Prompt tokens taken from a row with the same beginning instead of being computed.
+    shared_tokens: int = 0
+    #: Rows answered by an identical one instead of being computed.
+    repeated_rows: int = 0
+    #: Times that a running row had to give up its place, and began again.
+    preempted_rows: int = 0
     #: Steps: decode steps of a whole batch. The heartbeat takes their growth as the sign of life.
     steps: int = 0
     step_seconds: float = 0.0
     #: Of all token positions computed, those that were padding.
     padding_ratio: float = 0.0
+    #: Of the room for keys and values, how much is taken.
+    kv_used_ratio: float = 0.0
     running_rows: int = 0
     waiting_rows: int = 0
 
@@ -74,10 +86,13 @@ class EngineLimits:
 
     #: Rows in one batch.
     max_rows: int = 64
-    #: Token positions (rows x (longest prompt + longest output)) in one batch.
-    max_batch_tokens: int = 16_384
+    #: Tokens in one step; of the padded engine, positions (rows x (longest prompt + longest output)) in one batch.
+    #: None: what suits the engine and its device.
+    max_batch_tokens: int | None = None
     #: Prompt plus output of one row: the model's context length.
     max_length: int = 1_000_000
+    #: Positions that the cache of keys and values may hold; None: by the memory that is free.
+    kv_tokens: int | None = None
 
 
 class Engine(Protocol):

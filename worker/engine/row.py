@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import datetime
+from itertools import count
 from typing import Protocol
 
 from jobs.spec import RowError, now
@@ -24,11 +25,20 @@ class RowTokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
+#: Rows are told apart by number wherever an engine keeps something for them.
+_keys = count()
+
+
 class Row:
     """Takes tokens until one of them ends the row, and resolves ``future`` then."""
 
     def __init__(self, request: Request, tokenizer: RowTokenizer, eos_ids: frozenset[int], max_length: int) -> None:
         self.request = request
+        self.key = next(_keys)
+        #: Tokens, of the prompt and generated, whose keys and values are in the engine's cache.
+        self.computed = 0
+        #: Prompt tokens that another row had computed for this one.
+        self.shared_tokens = 0
         self.future: Future[Completion] = Future()
         # A future that its holder cancels could not be resolved any more; rows are cancelled through the request.
         self.future.set_running_or_notify_cancel()
@@ -41,7 +51,7 @@ class Row:
         stop = request.params.stop
         # Special tokens never appear in text, so a stop string that is one is looked for among the ids.
         special = {tokenizer.special_ids[text] for text in stop if text in tokenizer.special_ids}
-        self._end_ids = eos_ids | special
+        self._end_ids = eos_ids | special | set(request.params.stop_token_ids)
         self._stops = tuple(text for text in stop if text not in tokenizer.special_ids)
         self.restart()
 
@@ -61,6 +71,10 @@ class Row:
         return self.request.group
 
     @property
+    def prompt_ids(self) -> list[int]:
+        return self.request.prompt_ids
+
+    @property
     def prompt_tokens(self) -> int:
         return len(self.request.prompt_ids)
 
@@ -70,8 +84,25 @@ class Row:
         return max(min(self.request.params.max_tokens, self._max_length - self.prompt_tokens), 1)
 
     @property
+    def token_ids(self) -> Sequence[int]:
+        """What was generated so far."""
+        return self._token_ids
+
+    @property
     def generated(self) -> int:
         return len(self._token_ids)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and generated."""
+        return len(self.request.prompt_ids) + len(self._token_ids)
+
+    def ids(self, start: int, count: int) -> list[int]:
+        """``count`` tokens of the prompt and of what was generated, from ``start`` on."""
+        own = start - len(self.request.prompt_ids)
+        if own >= 0:
+            return self._token_ids[own : own + count]
+        return [*self.request.prompt_ids[start : start + count], *self._token_ids[: max(own + count, 0)]]
 
     def refuse_if_unfit(self, vocabulary: int) -> bool:
         """End the row if the model cannot take its prompt; True if so."""
@@ -143,5 +174,6 @@ class Row:
                 error_code=error_code,
                 error_message=error_message,
                 cancelled=cancelled,
+                shared_tokens=self.shared_tokens,
             )
         )

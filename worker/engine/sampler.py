@@ -3,23 +3,29 @@
 The filters and their order are those of transformers: repetition penalty, temperature, top_k, top_p, min_p.
 The draw is ours: one uniform per row and step from a counter-based generator, and the inverse of the
 cumulative distribution in order of token ids. Neither depends on the other rows, nor on what was drawn
-before.
+before. Rows may come and go between steps, each at its own position.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jobs.spec import SamplingParams
+from worker.engine.distribution import best, penalise
+from worker.engine.request import Request
+from worker.engine.sampling_plan import MIN_TEMPERATURE, Plan, upload
 
-#: Below this, dividing by the temperature could overflow float32, and the distribution is one token anyway: greedy.
-MIN_TEMPERATURE = 1e-5
+__all__ = ["MIN_TEMPERATURE", "Choice", "Chosen", "SampledRow", "Sampler", "only", "uniforms"]
+
+#: Slots for masks that the memory of repetition penalties begins with.
+_FIRST_SLOTS = 8
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -44,163 +50,149 @@ def uniforms(seeds: npt.ArrayLike, samples: npt.ArrayLike, positions: npt.ArrayL
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Logits [R, V] with those of ``seen`` tokens ([R, V] bool) pushed down by ``penalty`` [R].
+class SampledRow(Protocol):
+    """What choosing a token needs of a row; ``worker.engine.row.Row`` is one. Rows are told apart by identity."""
 
-    CTRL (Keskar et al., 2019, arXiv 1909.05858), in the form that transformers gave it.
-    """
-    penalty = penalty[:, None]
-    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    request: Request
 
-
-def filter_top(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Logits [R, V] with everything but the ``top_k`` [R] best and the ``top_p`` [R] nucleus at -inf.
-
-    ``top_k`` is an int64 of 1 to V, ``top_p`` a float64 of (0, 1]. Ties with the last of the top_k stay in.
-    """
-    ordered, indices = torch.sort(logits, dim=-1)
-    smallest = ordered.gather(-1, (logits.shape[-1] - top_k)[:, None])
-    ordered = ordered.masked_fill(ordered < smallest, -torch.inf)
-    removed = ordered.softmax(-1).cumsum(-1) <= (1 - top_p).to(logits.dtype)[:, None]
-    removed[:, -1] = False
-    # With top_p = 1, only what top_k removed has a cumulated probability of 0.
-    removed |= ordered == -torch.inf
-    return logits.masked_fill(torch.zeros_like(removed).scatter(-1, indices, removed), -torch.inf)
-
-
-def filter_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
-    """Logits [R, V] with tokens less probable than ``min_p`` [R] x the best one at -inf."""
-    probabilities = logits.softmax(-1)
-    threshold = min_p[:, None] * probabilities.amax(-1, keepdim=True)
-    removed = probabilities < threshold
-    # min_p 1 and rounding must leave the best token.
-    removed.scatter_(-1, probabilities.argmax(-1, keepdim=True), False)
-    return logits.masked_fill(removed, -torch.inf)
-
-
-def draw(filtered: Tensor, uniform: npt.NDArray[np.float64]) -> Tensor:
-    """Token ids [R]: for each row of logits [R, V] the first token whose cumulated probability exceeds
-    ``uniform``.
-
-    The cumulation runs in order of token ids: unlike the order of probabilities, it cannot change
-    when rounding swaps two tokens that are nearly equally probable.
-    """
-    wide = torch.float32 if filtered.device.type == "mps" else torch.float64
-    cumulated = filtered.softmax(-1).cumsum(-1, dtype=wide)
-    total = cumulated[:, -1:].contiguous()
-    target = torch.as_tensor(uniform, dtype=wide, device=filtered.device)[:, None] * total
-    chosen = torch.searchsorted(cumulated, target, right=True)
-    # Rounding can take the target up to the total itself; the last token of any probability is then the one.
-    return torch.minimum(chosen, torch.searchsorted(cumulated, total)).squeeze(-1)
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """What was generated so far, as far as the host knows."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What one step chose for the B rows of a batch."""
+    """What one step chose for R rows."""
 
     tokens: list[int]
-    #: Of each token under the unmodified distribution; None if no row asked for it.
+    #: Of each token under the unmodified distribution, NaN for rows that did not ask; None if none did.
     logprobs: list[float] | None
     #: Rows whose logits had NaN or no finite maximum; their tokens mean nothing.
     bad: list[bool]
 
 
-class Sampler:
-    """Chooses tokens for one fixed batch of rows, step by step.
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A ``Choice`` on the device, which may still be at work on it."""
 
-    Greedy rows take the argmax; the filters are only computed for the rows that use them, and what a
-    repetition penalty needs to remember is one [R, V] mask of the prompts and of what was chosen.
+    #: int64 [R].
+    tokens: Tensor
+    #: float32 [R].
+    logprobs: Tensor | None
+    #: bool [R].
+    bad: Tensor
+
+    def on_host(self) -> Choice:
+        """Waits for the device."""
+        tokens, bad = torch.stack([self.tokens, self.bad.long()]).tolist()
+        logprobs = None if self.logprobs is None else self.logprobs.tolist()
+        return Choice(tokens, logprobs, [bool(one) for one in bad])
+
+
+class Sampler:
+    """Chooses the next tokens of rows, step by step, and never waits for the device.
+
+    What it keeps of a row, until ``forget``, is what a repetition penalty has to remember. What it makes of the
+    rows' parameters is kept for as long as the rows are the same.
     """
 
-    def __init__(
-        self,
-        params: Sequence[SamplingParams],
-        seeds: Sequence[int],
-        samples: Sequence[int],
-        prompts: Sequence[Sequence[int]],
-        device: torch.device,
-    ) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._prompts = prompts
-        self._seen: Tensor | None = None
+        self._memory = _Memory(device)
+        self._rows: tuple[SampledRow, ...] = ()
+        self._plan: Plan | None = None
 
-        def rows_where(wanted: Sequence[bool]) -> Tensor:
-            return torch.tensor([i for i, yes in enumerate(wanted) if yes], dtype=torch.int64, device=device)
+    @torch.no_grad()
+    def choose(self, logits: Tensor, rows: Sequence[SampledRow], positions: Sequence[int]) -> Chosen:
+        """Choose from logits [R, V] of any float type; ``positions`` says how many tokens each row has already.
 
-        sampled = [p.temperature >= MIN_TEMPERATURE for p in params]
-        self._penalised = rows_where([p.repetition_penalty != 1 for p in params])
-        self._penalty = self._column([p.repetition_penalty for p in params if p.repetition_penalty != 1])
-        self._sampled = rows_where(sampled)
-        random = [i for i, yes in enumerate(sampled) if yes]
-        self._seeds = np.array([seeds[i] for i in random], dtype=np.uint64)
-        self._samples = np.array([samples[i] for i in random], dtype=np.uint64)
-        self._temperature = self._column([params[i].temperature for i in random])
-        # Indices below are into the sampled rows.
-        truncated = [params[i].top_k > 0 or params[i].top_p < 1 for i in random]
-        self._truncated = rows_where(truncated)
-        cut = [params[i] for i, yes in zip(random, truncated, strict=True) if yes]
-        self._top_k = torch.tensor([p.top_k for p in cut], dtype=torch.int64, device=device)
-        self._top_p = torch.tensor([p.top_p for p in cut], dtype=self._exact, device=device)
-        self._floored = rows_where([params[i].min_p > 0 for i in random])
-        self._min_p = self._column([params[i].min_p for i in random if params[i].min_p > 0])
-        self._logprobs = any(p.logprobs for p in params)
+        Raises ValueError for a row with a repetition penalty that it never saw, if the host does not know all of
+        its tokens yet.
+        """
+        plan = self._plan_for(rows, positions, logits.shape[-1])
+        peaks, tokens = best(logits)
+        bad = ~peaks.isfinite()
+        penalised = logits
+        if plan.penalised is not None:
+            penalised = penalise(logits[plan.penalised].float(), self._memory.seen[plan.slots], plan.penalties)
+            peaks, tokens[plan.penalised] = best(penalised)
+            bad[plan.penalised] |= ~peaks.isfinite()
+        if plan.groups:
+            numbers = uniforms(plan.seeds, plan.samples, np.asarray(positions)[plan.drawn])
+            shares = torch.split(upload(numbers, self._device), [len(group.temperatures) for group in plan.groups])
+            for group, uniform in zip(plan.groups, shares, strict=True):
+                tokens[group.rows] = group.draw(penalised if group.penalised else logits, uniform)
+        if plan.penalised is not None:
+            self._memory.seen[plan.slots, tokens[plan.penalised]] = True
+        return Chosen(tokens, _logprobs(logits, tokens, plan.scored), bad)
 
-    @property
-    def _exact(self) -> torch.dtype:
-        return torch.float32 if self._device.type == "mps" else torch.float64
+    def forget(self, row: SampledRow) -> None:
+        """Drop what is kept of a row that leaves or begins again."""
+        if self._memory.drop(row):
+            self._plan = None
 
-    def _column(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device)
+    def _plan_for(self, rows: Sequence[SampledRow], positions: Sequence[int], vocabulary: int) -> Plan:
+        if self._plan is None or len(rows) != len(self._rows) or not all(map(operator.is_, rows, self._rows)):
+            requests = [row.request for row in rows]
+            slots = [
+                self._memory.slot_of(row, positions[i], vocabulary)
+                if row.request.params.repetition_penalty != 1
+                else -1
+                for i, row in enumerate(rows)
+            ]
+            self._rows, self._plan = tuple(rows), Plan.of(requests, slots, vocabulary, self._device)
+        return self._plan
 
-    def __call__(self, logits: Tensor, position: int) -> Choice:
-        """Choose from logits [B, V]; ``position`` is the number of tokens that every row has generated."""
-        logits = logits.float()
-        # A NaN anywhere makes the maximum NaN; +inf and rows of nothing but -inf have no distribution either.
-        bad = ~torch.isfinite(logits.amax(-1))
-        usable = torch.where(bad[:, None], torch.zeros_like(logits), logits) if bool(bad.any()) else logits
-        scores = self._penalise(usable)
-        tokens = scores.argmax(-1)
-        if self._sampled.numel():
-            uniform = uniforms(self._seeds, self._samples, position)
-            tokens[self._sampled] = draw(self.filtered(scores[self._sampled]), uniform)
-        self._remember(tokens)
-        return Choice(tokens.tolist(), self._logprobs_of(usable, tokens), bad.tolist())
 
-    def filtered(self, scores: Tensor) -> Tensor:
-        """Logits [R, V] of the sampled rows after temperature and filters."""
-        scores = scores / self._temperature[:, None]
-        if self._truncated.numel():
-            size = scores.shape[-1]
-            top_k = torch.where(self._top_k > 0, self._top_k.clamp(max=size), size)
-            scores[self._truncated] = filter_top(scores[self._truncated], top_k, self._top_p)
-        if self._floored.numel():
-            scores[self._floored] = filter_min_p(scores[self._floored], self._min_p)
-        return scores
+class _Memory:
+    """Which tokens the rows with a repetition penalty have seen: a mask [V] of bool for each, in a pool that grows."""
 
-    def _penalise(self, logits: Tensor) -> Tensor:
-        if not self._penalised.numel():
-            return logits
-        if self._seen is None:
-            self._seen = self._seen_in_prompts(logits.shape[-1])
-        scores = logits.clone()
-        scores[self._penalised] = penalise(logits[self._penalised], self._seen, self._penalty)
-        return scores
+    def __init__(self, device: torch.device) -> None:
+        #: bool [slots, V].
+        self.seen = torch.empty(0, 0, dtype=torch.bool, device=device)
+        self._slots: dict[SampledRow, int] = {}
+        self._free: list[int] = []
 
-    def _seen_in_prompts(self, vocabulary: int) -> Tensor:
-        seen = torch.zeros(self._penalised.numel(), vocabulary, dtype=torch.bool)
-        for i, row in enumerate(self._penalised.tolist()):
-            seen[i, torch.tensor(self._prompts[row], dtype=torch.int64)] = True
-        return seen.to(self._device)
+    def slot_of(self, row: SampledRow, position: int, vocabulary: int) -> int:
+        """The slot of the row's mask; for a row that was not here before it is filled with what the host knows."""
+        if row in self._slots:
+            return self._slots[row]
+        if len(row.token_ids) < position:
+            raise ValueError(
+                f"{len(row.token_ids)} of the row's {position} tokens are known: its penalty needs them all"
+            )
+        if not self._free:
+            self._grow(vocabulary)
+        slot = self._slots[row] = self._free.pop()
+        ids = np.array([*row.request.prompt_ids, *row.token_ids], dtype=np.int64)
+        self.seen[slot] = False
+        self.seen[slot, upload(ids, self.seen.device)] = True
+        return slot
 
-    def _remember(self, tokens: Tensor) -> None:
-        if self._seen is not None:
-            self._seen.scatter_(1, tokens[self._penalised][:, None], True)
+    def drop(self, row: SampledRow) -> bool:
+        """Free the row's mask; False if it has none."""
+        slot = self._slots.pop(row, None)
+        if slot is not None:
+            self._free.append(slot)
+        return slot is not None
 
-    def _logprobs_of(self, logits: Tensor, tokens: Tensor) -> list[float] | None:
-        if not self._logprobs:
-            return None
-        logprobs: list[float] = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1).tolist()
-        return logprobs
+    def _grow(self, vocabulary: int) -> None:
+        slots = len(self.seen)
+        larger = self.seen.new_zeros(2 * slots or _FIRST_SLOTS, vocabulary)
+        larger[:slots] = self.seen if slots else False
+        self._free += range(slots, len(larger))
+        self.seen = larger
+
+
+def _logprobs(logits: Tensor, tokens: Tensor, rows: slice | Tensor | None) -> Tensor | None:
+    """Of the tokens [R], float32 [R], for some ``rows``; NaN elsewhere."""
+    if rows is None:
+        return None
+    logprobs = torch.full_like(tokens, torch.nan, dtype=torch.float32)
+    of_all = logits[rows].float().log_softmax(-1)
+    logprobs[rows] = of_all.gather(-1, tokens[rows][:, None]).squeeze(-1)
+    return logprobs
 
 
 def only(tokens: list[int], like: Tensor) -> Tensor:

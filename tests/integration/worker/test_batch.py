@@ -18,6 +18,7 @@ from jobs.reconcile import Reconciler
 from jobs.spec import Status
 from worker import batch as worker_batch
 from worker.batch import run_claim, run_permit
+from worker.engine.loop import EngineDied
 from worker.engine.request import Request
 from worker.heartbeat import Upkeep
 
@@ -148,7 +149,7 @@ def test_an_engine_that_died_is_no_fault_of_the_batch(bench: Bench, prompts: Pro
     job = bench.submit([{"prompt": "poison"}, {"prompt": "fine"}])
     for attempt in range(worker_batch.MAX_FAILURES + 1):
         broken = bench.worker(f"broken-{attempt}", die_on="poison")
-        with pytest.raises(RuntimeError, match="CUDA error"):
+        with pytest.raises(EngineDied, match="CUDA error"):
             run_permit(broken)
     state = bench.run(bench.worker("sound"), job)
 

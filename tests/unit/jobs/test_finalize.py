@@ -33,7 +33,7 @@ from jobs.parts import Part, commit_part, list_parts
 from jobs.results import PartCounts, ResultRow, part_counts, read_part, result_schema, write_part
 from jobs.spec import JobFile, Status
 from jobs.store import Store
-from tests.job_work import accept_job, dataset, flipped, memory_store, part_bytes, run_batches
+from tests.job_work import accept_job, dataset, flipped, memory_store, ok_row, part_bytes, run_batches
 
 
 @pytest.fixture
@@ -83,6 +83,33 @@ def test_the_manifest_says_what_the_dataset_holds(store: Store) -> None:
     content = store.get(f"{layout.results_prefix(job.id)}/{entry['path']}")
     assert (entry["rows"], entry["bytes"]) == (10, len(content))
     assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_the_manifest_says_what_the_rows_cost(store: Store) -> None:
+    job = accept_job(store, rows=10, batch_size=4, n=2)
+    for batch in range(job.batches):
+        rows = [ok_row(index, sample) for index in batch_rows(job, batch) for sample in range(2)]
+        for row in rows:
+            row.computed_prompt_tokens, row.shared_prompt_tokens = 10 - row.sample_index, row.sample_index
+            row.repeated = row.row_index == 9
+        own = pa.table({"sku": [f"{index:03d}" for index in batch_rows(job, batch)]})
+        commit_part(store, job.stage, batch, write_part(rows, own, job.columns, batch_rows(job, batch).start))
+    counts = finalize(store, job, Status.COMPLETED)
+    assert manifest(store, job)["engine"] == {
+        "computed_prompt_tokens": 10 * 10 + 10 * 9, "shared_prompt_tokens": 10, "repeated_rows": 2,
+    }  # fmt: skip
+    assert (counts.computed_prompt_tokens, counts.shared_prompt_tokens, counts.repeated_rows) == (190, 10, 2)
+
+
+def test_a_manifest_of_an_earlier_version_has_no_costs(store: Store) -> None:
+    job = accept_job(store)
+    run_batches(store, job)
+    finalize(store, job, Status.COMPLETED)
+    found = manifest(store, job)
+    del found["engine"]
+    other = memory_store()
+    other.put_if_absent(layout.manifest_file(job.id), orjson.dumps(found))
+    assert manifest_counts(other, job.id) == PartCounts(completed=10, prompt_tokens=30, completion_tokens=50)
 
 
 def test_parts_are_removed_after_success_and_the_input_stays(store: Store) -> None:

@@ -198,6 +198,24 @@ def test_the_footer_says_what_the_part_holds() -> None:
     assert counts.rows == len(rows)
 
 
+def test_the_footer_says_what_the_rows_cost() -> None:
+    rows = [ok_row(index) for index in range(3)]
+    rows[0].computed_prompt_tokens = 40
+    rows[1].computed_prompt_tokens, rows[1].shared_prompt_tokens = 7, 33
+    rows[2].repeated = True
+    content = write_part(rows, NOTHING, (), 0)
+    counts = part_counts(content)
+    assert (counts.computed_prompt_tokens, counts.shared_prompt_tokens, counts.repeated_rows) == (47, 33, 1)
+    assert read_part(content).schema.equals(result_schema(()))
+
+
+def test_counts_of_another_version_are_read_as_far_as_they_are_known() -> None:
+    sink = pa.BufferOutputStream()
+    written = b'{"completed": 4, "errors": {}, "counted_some_day": 1}'
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"promptmill.counts": written}), sink)
+    assert part_counts(sink.getvalue().to_pybytes()) == PartCounts(completed=4)
+
+
 def test_a_parquet_file_without_counts_is_no_part() -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1]}), sink)

@@ -52,6 +52,7 @@ def job_file(**changes: Any) -> JobFile:
         {"sampling": SamplingParams(temperature=0.5)},
         {"sampling": SamplingParams(n=2)},
         {"sampling": SamplingParams(seed=0)},
+        {"sampling": SamplingParams(stop_token_ids=(5,))},
         {"template": "{title}"},
         {"chat": True},
         {"system": "Be brief"},
@@ -67,6 +68,20 @@ def test_what_changes_the_text_changes_the_identity(change: dict[str, Any]) -> N
 )
 def test_how_a_job_is_run_is_not_part_of_its_identity(change: dict[str, Any]) -> None:
     assert JobSpec(model="tiny", **change).identity() == JobSpec(model="tiny").identity()
+
+
+def test_a_parameter_that_came_later_changes_no_job_that_does_without_it() -> None:
+    # As version 0.1.0 wrote it: a hash of it is in the ids of its jobs.
+    assert orjson.loads(JobSpec(model="tiny").identity()) == {
+        "model": "tiny", "template": None, "chat": False, "system": None,
+        "sampling": {
+            "max_tokens": 256, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+            "stop": [], "seed": None, "n": 1, "logprobs": False,
+        },
+    }  # fmt: skip
+    stopping = JobSpec(model="tiny", sampling=SamplingParams(stop_token_ids=(7, 5)))
+    assert orjson.loads(stopping.identity())["sampling"]["stop_token_ids"] == [7, 5]
+    assert JobFile.from_bytes(job_file(spec=stopping).to_bytes()).spec == stopping
 
 
 def test_the_default_id_is_made_of_the_digest_and_is_allowed() -> None:
@@ -94,6 +109,8 @@ def test_any_other_job_id_is_refused_by_name(job: str) -> None:
         ("min_p", -0.01), ("min_p", 1.01), ("repetition_penalty", 0.0), ("repetition_penalty", 101.0),
         ("seed", -1), ("seed", MAX_SEED + 1), ("n", 0), ("n", 1_001), ("logprobs", 1), ("logprobs", "yes"),
         ("stop", "END"), ("stop", [""]), ("stop", ["x"] * 17), ("stop", ["x" * 1_001]), ("stop", [1]),
+        ("stop_token_ids", 5), ("stop_token_ids", [-1]), ("stop_token_ids", [True]), ("stop_token_ids", [1.0]),
+        ("stop_token_ids", ["1"]), ("stop_token_ids", list(range(65))),
         ("unknown", 1),
     ],
 )  # fmt: skip
@@ -107,6 +124,7 @@ def test_a_sampling_value_out_of_range_is_refused_by_the_name_of_its_flag(name: 
     [
         ("max_tokens", 1_000_000), ("temperature", 0), ("temperature", 100), ("top_p", 1), ("top_k", 10_000_000),
         ("min_p", 1), ("repetition_penalty", 0.01), ("seed", 0), ("seed", MAX_SEED), ("n", 1_000), ("logprobs", True),
+        ("stop_token_ids", tuple(range(64))),
     ],
 )  # fmt: skip
 def test_the_ends_of_each_range_are_allowed(name: str, good: object) -> None:
@@ -118,6 +136,7 @@ def test_a_rows_own_values_win_and_are_checked_alike() -> None:
     assert base.with_overrides({}) is base
     changed = base.with_overrides({"stop": ["b", "c"], "max_tokens": 9})
     assert changed == SamplingParams(temperature=0.7, stop=("b", "c"), max_tokens=9)
+    assert base.with_overrides({"stop_token_ids": [3]}).stop_token_ids == (3,)
     with pytest.raises(ValidationError):
         base.with_overrides({"top_p": 2.0})
 

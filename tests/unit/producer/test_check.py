@@ -133,6 +133,16 @@ def test_options_that_do_not_fit_are_refused_before_the_first_row() -> None:
         check(rows_source([{"prompt": "x"}]), RowOptions(prompt_column="q"))
 
 
+@pytest.mark.parametrize(("text", "ids"), [("7", (7,)), ('"[7, 5]"', (7, 5)), ("7.0", (7,))])
+def test_stop_tokens_of_csv_are_one_number_or_a_list(tmp_path: Path, text: str, ids: tuple[int, ...]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt,stop_token_ids\nx,{text}\ny,end\n")
+    good, bad = Checking(open_source(str(path)), RowOptions(), skip_invalid=True).rows()
+    assert good.params == {"stop_token_ids": ids}
+    assert bad.problem is not None
+    assert str(bad.problem).endswith('"end" is not allowed: an integer or a list of at most 64 integers, none negative')
+
+
 def test_csv_parameters_are_parsed(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('prompt,max_tokens,temperature,stop,logprobs,n,seed\nx,5,0.5,"[""a"",""b""]",True,,7\nx,six,,,,,\n')

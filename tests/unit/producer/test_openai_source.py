@@ -33,10 +33,12 @@ def test_is_recognised_by_its_first_line() -> None:
 
 
 def test_gives_the_messages_and_parameters_of_chat_requests() -> None:
-    (row,) = source(request({"messages": _MESSAGES, "max_completion_tokens": 5, "temperature": 1, "stop": "\n"}))
+    body = {"messages": _MESSAGES, "max_completion_tokens": 5, "temperature": 1, "stop": "\n", "stop_token_ids": [7]}
+    (row,) = source(request(body))
     assert isinstance(row, SourceRow)
     assert row.values == {
         "custom_id": "a", "messages": _MESSAGES, "max_tokens": 5, "temperature": 1, "stop": "\n",
+        "stop_token_ids": [7],
     }  # fmt: skip
 
 

@@ -179,6 +179,13 @@ class TestParameters:
         checked = check_one({"prompt": "x", "max_tokens": 64.0, "stop": ["a", "b"], "logprobs": True})
         assert checked.params == {"max_tokens": 64, "stop": ("a", "b"), "logprobs": True}
 
+    @pytest.mark.parametrize("value", [[7, 5], [7.0, 5], (7, 5)])
+    def test_stop_tokens_are_a_list_of_integers(self, value: Any) -> None:
+        assert check_one({"prompt": "x", "stop_token_ids": value}).params == {"stop_token_ids": (7, 5)}
+
+    def test_a_stop_token_may_stand_alone(self) -> None:
+        assert check_one({"prompt": "x", "stop_token_ids": 7}).params == {"stop_token_ids": (7,)}
+
     @pytest.mark.parametrize(
         ("name", "value", "allowed"),
         [
@@ -195,6 +202,10 @@ class TestParameters:
             ("stop", [""], "none empty"),
             ("stop", ["a"] * 17, "at most 16"),
             ("stop", [1], "strings"),
+            ("stop_token_ids", [-1], "none negative"),
+            ("stop_token_ids", ["a"], "integers"),
+            ("stop_token_ids", [1.5], "integers"),
+            ("stop_token_ids", [1] * 65, "at most 64"),
             ("logprobs", 1, "true or false"),
         ],
     )

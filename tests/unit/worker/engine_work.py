@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from jobs.spec import SamplingParams
+from worker.engine.inflight import InflightEngine
 from worker.engine.padded import PaddedEngine
 from worker.engine.request import Completion, EngineLimits, Request
 from worker.engine.sampler import uniforms
@@ -34,6 +36,12 @@ def engine_for(loaded: LoadedModel, **limits: int) -> PaddedEngine:
     return PaddedEngine(loaded.model, loaded.tokenizer, EngineLimits(**{"max_length": loaded.max_length, **limits}))
 
 
+def inflight_for(loaded: LoadedModel, **limits: int) -> InflightEngine:
+    """An in-flight engine over a copy of the model: it changes its own, and the other is there to compare with."""
+    limits = {"max_length": loaded.max_length, **limits}
+    return InflightEngine(deepcopy(loaded.model), loaded.tokenizer, EngineLimits(**limits))
+
+
 def request(prompt_ids: Sequence[int], *, group: str = "job", seed: int = 0, sample: int = 0, **params: Any) -> Request:
     return Request(group, list(prompt_ids), SamplingParams(**params), seed=seed, sample=sample)
 
@@ -44,6 +52,36 @@ def run(engine: Any, requests: Sequence[Request]) -> list[Completion]:
     while engine.step():
         pass
     return [future.result(timeout=0) for future in futures]
+
+
+def trickle(engine: InflightEngine, mixes: Iterable[Sequence[Request]], rng: random.Random) -> list[Completion]:
+    """All completions, in order; each mix arrives some steps after the one before, and rows have to make room."""
+    futures = []
+    for mix in mixes:
+        futures += [engine.submit(one) for one in mix]
+        for _ in range(rng.randrange(10)):
+            engine.step()
+        if rng.random() < 0.2 and (rows := [*engine.scheduler]):
+            engine.scheduler.put_back(rng.choice(rows))
+    while engine.step():
+        pass
+    return [future.result(timeout=0) for future in futures]
+
+
+def generate_alone(loaded: LoadedModel, prompt_ids: Sequence[int], max_tokens: int) -> list[int]:
+    """The tokens of the model's own greedy ``generate``, the one that ends the text included."""
+    ids = torch.tensor([list(prompt_ids)])
+    eos = loaded.tokenizer.eos_id
+    out = loaded.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
+    tokens: list[int] = out[0, len(prompt_ids) :].tolist()
+    return tokens
 
 
 def random_prompt(rng: random.Random, length: int, vocabulary: int = 400) -> list[int]:

@@ -73,7 +73,7 @@ def test_it_takes_the_time_that_it_is_told_to() -> None:
 
 def test_the_parts_that_need_no_torch_import_none() -> None:
     code = (
-        "import sys, worker.engine.fake, worker.engine.scheduler, worker.engine.row, worker.engine.request\n"
+        "import sys, worker.engine.fake, worker.engine.padded_scheduler, worker.engine.scheduler, worker.engine.twins\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'celery', 'redis')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -17,7 +17,10 @@ from worker.metrics import EngineCollector, serve_metrics
 
 @pytest.fixture
 def scrape() -> str:
-    stats = replace(EngineStats(), prompt_tokens=7, completion_tokens=5, steps=4, step_seconds=1.5, running_rows=2)
+    stats = replace(
+        EngineStats(), prompt_tokens=7, completion_tokens=5, steps=4, step_seconds=1.5, running_rows=2,
+        shared_tokens=3, repeated_rows=6, preempted_rows=1, kv_used_ratio=0.25,
+    )  # fmt: skip
     context: Any = SimpleNamespace(model="tiny", engine=SimpleNamespace(stats=lambda: stats))
     registry = CollectorRegistry()
     registry.register(EngineCollector(context))
@@ -30,6 +33,10 @@ def scrape() -> str:
         'promptmill_tokens_total{kind="prompt",model="tiny"} 7.0',
         'promptmill_tokens_total{kind="completion",model="tiny"} 5.0',
         'promptmill_running_rows{model="tiny"} 2.0',
+        'promptmill_shared_prompt_tokens_total{model="tiny"} 3.0',
+        'promptmill_repeated_rows_total{model="tiny"} 6.0',
+        "promptmill_preempted_rows_total 1.0",
+        "promptmill_kv_used_ratio 0.25",
         "promptmill_padding_ratio 0.0",
         "promptmill_step_seconds_sum 1.5",
         "promptmill_step_seconds_count 4.0",

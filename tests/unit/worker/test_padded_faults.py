@@ -14,7 +14,7 @@ import torch
 from engine_work import engine_for, random_prompt, request, run
 
 from worker.engine import padded
-from worker.engine.padded import EngineDied
+from worker.engine.loop import EngineDied
 from worker.models import LoadedModel
 
 Tiny = Callable[..., LoadedModel]
