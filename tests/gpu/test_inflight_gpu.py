@@ -1,9 +1,10 @@
-"""In-flight batching on an accelerator: the promises of the CPU, and blocks, graphs and memory that only a device has."""
+"""In-flight batching on an accelerator: the promises of the CPU, and the blocks and graphs that only a device has."""
 
 from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from jobs.spec import SamplingParams
 from tests.models import tiny_model
 from worker.engine import serving
-from worker.engine.attention import NAME
+from worker.engine.attention import NAME, KVShape
 from worker.engine.block_attention import BLOCK_SIZE, BlockAttention, disagreement
 from worker.engine.block_kernels import varlen, why_not_varlen
 from worker.engine.graphs import Graphs
@@ -119,14 +120,18 @@ def margins(model: Any, asked: Request, completion: Completion) -> Tensor:
     ids = torch.tensor([[*asked.prompt_ids, *completion.token_ids]], device="cuda")
     logits = model(ids, use_cache=False).logits[0, len(asked.prompt_ids) - 1 : -1].float()
     chosen = torch.tensor(completion.token_ids, device="cuda")
-    return logits.max(-1).values - logits.gather(-1, chosen[:, None]).squeeze(-1)
+    behind: Tensor = logits.amax(-1) - logits.gather(-1, chosen[:, None]).squeeze(-1)
+    return behind
 
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """Whatever waits for the device inside raises RuntimeError."""
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        # That the mode does not see everything, once for each process.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
@@ -155,7 +160,7 @@ def test_float32_rows_lie_in_slots_and_get_the_tokens_that_they_get_alone(
 @pytest.mark.parametrize("head", [16, 64, 128, 256])
 def test_the_kernel_for_blocks_gives_what_plain_matrices_give(load_for_blocks: Load, head: int) -> None:
     model = load_for_blocks("llama").model
-    shape = serving.KVShape(layers=1, heads=2, key_dim=head, value_dim=head)
+    shape = KVShape(layers=1, heads=2, key_dim=head, value_dim=head)
     assert disagreement(varlen, shape, model.dtype, model.device) < serving.KERNEL_TOLERANCE
 
 
@@ -295,20 +300,20 @@ def test_preparing_and_launching_a_step_in_blocks_never_waits_for_the_device(loa
         [Chunk(row, 280, 1, samples=True) for row in rows],
         [Chunk(row, 281, 1, samples=True) for row in rows],
     ]
-    for step in steps:  # libraries set themselves up, and the graph is captured
+    graphs = runner._graphs
+    assert graphs is not None
+
+    def launch(step: list[Chunk[Row]]) -> Tensor:
         packed = backend.prepare(step)
-        assert runner._graphs is not None
-        if runner._graphs.run(packed) is None:
-            forward(runner._model, backend, packed)
+        logits = graphs.run(packed)
+        return forward(runner._model, backend, packed) if logits is None else logits
 
+    for step in steps:  # libraries set themselves up, and the graph is captured
+        launch(step)
     with no_waiting():
-        for step in steps:
-            packed = backend.prepare(step)
-            logits = runner._graphs.run(packed)
-            if logits is None:
-                logits = forward(runner._model, backend, packed)
+        launched = [launch(step) for step in steps]
 
-    assert logits.isfinite().all()
+    assert all(bool(logits.isfinite().all()) for logits in launched)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -338,7 +343,7 @@ def test_real_lack_of_memory_makes_steps_smaller_and_loses_no_row(load: Load, dt
 
     assert [len(one.token_ids) for one in got] == [len(one.token_ids) for one in want]
     assert engine.scheduler.max_step_tokens < 24 * 4000
-    assert same(got, want) > 0.5 if dtype == "bfloat16" else same(got, want) >= 22 / 24
+    assert same_tokens(got, want) > (0.5 if dtype == "bfloat16" else 0.9)
 
 
 def test_the_room_for_keys_and_values_leaves_room_for_the_largest_step(load: Load) -> None:

@@ -257,6 +257,6 @@ def _by_blocks(reduce: Callable[[Tensor, int], Tensor], values: Tensor, size: in
 
 
 def _open(values: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """``size`` values of each row of [S, N] from column ``start`` [S, 1], the last again beyond N, and their columns."""
+    """``size`` values of each row of [S, N] from ``start`` [S, 1] on, the last again beyond N, and their columns."""
     columns = (start + torch.arange(size, device=values.device)).clamp_(max=values.shape[-1] - 1)
     return values.gather(-1, columns), columns

@@ -92,7 +92,7 @@ class InflightEngine(EngineLoop):
             else:
                 row.take(choice.tokens[place], choice.logprobs[place] if choice.logprobs else None)
         for row in bad:
-            self._backend.erase(row)
+            self._runner.erase(row)
             row.fail(RowError.NUMERIC_ERROR, f"NaN or infinite logits after {row.generated} tokens")
         self._retire([chunk.row for chunk in chunks if chunk.row.done])
         self._count(steps=1, step_seconds=time.monotonic() - started)
@@ -176,6 +176,7 @@ class InflightEngine(EngineLoop):
                 self._max_rows, self.scheduler.max_step_tokens = self.limits.max_rows, self._max_step_tokens
             rows[0].fail(RowError.OUT_OF_MEMORY if failure is Failure.MEMORY else RowError.INTERNAL_ERROR, reason)
             self._retire(rows)
+            self._trust([])
         else:
             self._suspects |= {row.key for row in rows}
             self.scheduler.max_rows = len(rows) // 2

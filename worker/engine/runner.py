@@ -50,6 +50,11 @@ class Runner:
         """The row has ended, or begins again."""
         self._sampler.forget(row)
 
+    @torch.inference_mode()
+    def erase(self, row: Row) -> None:
+        """Clear the place of a row whose numbers are no numbers."""
+        self.backend.erase(row)
+
     def _choose(self, logits: Tensor, chunks: Sequence[Chunk[Row]]) -> list[tuple[Row, Choice, int]]:
         rows = [chunk.row for chunk in chunks]
         choice = self._sampler.choose(logits, rows, [row.generated for row in rows]).on_host()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,10 @@ _GREEDY, _PLAIN, _CUT, _NUCLEUS = range(4)
 #: of a CPU, and takes little of the memory of any other device.
 _AT_ONCE_ON_CPU = {_PLAIN: 1 << 20, _CUT: 1 << 24, _NUCLEUS: 1 << 20}
 _AT_ONCE = 1 << 24
+
+#: What is taken from a row's parameters; top_k and top_p are infinite where they are off.
+_NUMBERS = ("temperature", "top_k", "top_p", "min_p", "penalty")
+_FACTS = np.dtype([("kind", np.int64), ("logprobs", np.bool_), *((name, np.float64) for name in _NUMBERS)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,40 +75,58 @@ class Plan:
     @classmethod
     def of(cls, requests: Sequence[Request], slots: Sequence[int], vocabulary: int, device: torch.device) -> Plan:
         """For the ``requests`` of R rows; ``slots`` [R] matter where there is a repetition penalty."""
-        params = [request.params for request in requests]
-        kinds = [_kind(one) for one in params]
-        by_kind = sorted(range(len(params)), key=kinds.__getitem__)
-        penalised = [i for i in by_kind if params[i].repetition_penalty != 1]
-        others = [i for i in by_kind if params[i].repetition_penalty == 1]
-        scored = [i for i, one in enumerate(params) if one.logprobs]
+        facts = _facts([request.params for request in requests])
+        by_kind = np.argsort(facts["kind"], kind="stable")
+        has_penalty = facts["penalty"][by_kind] != 1
+        penalised, others = by_kind[has_penalty], by_kind[~has_penalty]
+        scored = np.flatnonzero(facts["logprobs"])
         # The penalised rows' logits will be in a tensor of their own, in this order.
-        runs = [(False, run) for run in _runs([kinds[i] for i in others], vocabulary, device)]
-        runs += [(True, run) for run in _runs([kinds[i] for i in penalised], vocabulary, device)]
+        runs = [(False, run) for run in _runs(facts["kind"][others], vocabulary, device)]
+        runs += [(True, run) for run in _runs(facts["kind"][penalised], vocabulary, device)]
         parts = [(penalised if apart else others)[run] for apart, run in runs]
-        drawn = [*chain(*parts)]
+        drawn = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
         # One transfer for all indices, and one for all numbers.
-        lists = [penalised, [slots[i] for i in penalised], scored, *parts]
-        sizes = [len(one) for one in lists]
-        indices = torch.split(upload(np.array([*chain(*lists)], dtype=np.int64), device), sizes)
-        table = [(params[i].repetition_penalty,) * 4 for i in penalised] + [_numbers(params[i]) for i in drawn]
-        numbers = upload(np.array(table, dtype=np.float64).reshape(-1, 4), device)
-        penalties, *columns = torch.split(numbers, [len(penalised), *sizes[3:]])
+        lists = [penalised, np.array(slots, dtype=np.int64)[penalised], scored, *parts]
+        indices = torch.split(upload(np.concatenate(lists), device), [len(one) for one in lists])
+        chosen = facts[np.concatenate([penalised, drawn])]
+        table = upload(np.stack([chosen[name] for name in _NUMBERS]), device)
+        penalties, *numbers = torch.split(table, [len(penalised), *(len(part) for part in parts)], dim=1)
         groups = []
-        for (apart, run), part, index, own in zip(runs, parts, indices[3:], columns, strict=True):
+        for (apart, run), part, index, own in zip(runs, parts, indices[3:], numbers, strict=True):
             rows = _as_slice(part, index)
-            filters = _filters([params[i] for i in part], own)
-            groups.append(Group(rows, run if apart else rows, apart, own[:, :1].float(), filters))
+            groups.append(
+                Group(rows, run if apart else rows, apart, own[0, :, None].float(), _filters(facts[part], own))
+            )
         return cls(
-            penalised=indices[0] if penalised else None,
+            penalised=indices[0] if len(penalised) else None,
             slots=indices[1],
-            penalties=penalties[:, 0].float(),
-            scored=_as_slice(scored, indices[2]) if scored else None,
+            penalties=penalties[_NUMBERS.index("penalty")].float(),
+            scored=_as_slice(scored, indices[2]) if len(scored) else None,
             groups=groups,
-            drawn=np.array(drawn, dtype=np.int64),
-            seeds=np.array([requests[i].seed for i in drawn], dtype=np.uint64),
-            samples=np.array([requests[i].sample for i in drawn], dtype=np.uint64),
+            drawn=drawn,
+            seeds=np.array([requests[i].seed for i in drawn.tolist()], dtype=np.uint64),
+            samples=np.array([requests[i].sample for i in drawn.tolist()], dtype=np.uint64),
         )
+
+
+def _facts(params: Sequence[SamplingParams]) -> npt.NDArray[Any]:
+    """A record for each of R rows; those of a job share one ``SamplingParams``, which is looked at once."""
+    distinct = {id(one): one for one in params}
+    place = {key: i for i, key in enumerate(distinct)}
+    records = [
+        (
+            _kind(one),
+            one.logprobs,
+            one.temperature,
+            one.top_k or np.inf,
+            one.top_p if one.top_p < 1 else np.inf,
+            one.min_p,
+            one.repetition_penalty,
+        )
+        for one in distinct.values()
+    ]
+    return np.array(records, dtype=_FACTS)[[place[id(one)] for one in params]]
 
 
 def _kind(params: SamplingParams) -> int:
@@ -120,39 +142,31 @@ def _kind(params: SamplingParams) -> int:
 def upload(values: npt.NDArray[np.int64] | npt.NDArray[np.float64], device: torch.device) -> Tensor:
     """``values`` on the device, without waiting for it; float64 becomes float32 where the device has no other."""
     tensor = torch.from_numpy(values)
-    if device.type == "cuda":
+    if device.type == "cuda" and values.size:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device, torch.float32 if device.type == "mps" and tensor.is_floating_point() else tensor.dtype)
 
 
-def _numbers(params: SamplingParams) -> tuple[float, float, float, float]:
-    """Temperature, top_k, top_p and min_p, with what ``Filters`` calls off."""
-    top_p = params.top_p if params.top_p < 1 else np.inf
-    return params.temperature, params.top_k or np.inf, top_p, params.min_p
-
-
-def _filters(params: list[SamplingParams], numbers: Tensor) -> Filters | None:
-    """The filters of some rows, given their ``_numbers`` [S, 4]; None if there are none."""
-    top_k = numbers[:, 1] if any(one.top_k for one in params) else None
-    top_p = numbers[:, 2] if any(one.top_p < 1 for one in params) else None
-    min_p = numbers[:, 3].float() if any(one.min_p for one in params) else None
+def _filters(facts: npt.NDArray[Any], numbers: Tensor) -> Filters | None:
+    """The filters of S rows, given their ``_NUMBERS`` [.., S]; None if there are none."""
+    top_k = numbers[1] if np.isfinite(facts["top_k"]).any() else None
+    top_p = numbers[2] if np.isfinite(facts["top_p"]).any() else None
+    min_p = numbers[3].float() if facts["min_p"].any() else None
     return None if top_k is None and top_p is None and min_p is None else Filters(top_k, top_p, min_p)
 
 
-def _runs(kinds: list[int], vocabulary: int, device: torch.device) -> list[slice]:
+def _runs(kinds: npt.NDArray[np.int64], vocabulary: int, device: torch.device) -> list[slice]:
     """Where ``kinds``, which are sorted, have one way of drawing, in pieces of no more than what is drawn at once."""
-    runs, start = [], 0
-    for kind, same in groupby(kinds):
-        stop = start + len(list(same))
-        if kind != _GREEDY:
-            step = max((_AT_ONCE_ON_CPU[kind] if device.type == "cpu" else _AT_ONCE) // vocabulary, 1)
-            runs += [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
-        start = stop
+    runs = []
+    for kind in (_PLAIN, _CUT, _NUCLEUS):
+        start, stop = np.searchsorted(kinds, [kind, kind + 1]).tolist()
+        step = max((_AT_ONCE_ON_CPU[kind] if device.type == "cpu" else _AT_ONCE) // vocabulary, 1)
+        runs += [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
     return runs
 
 
-def _as_slice(rows: list[int], index: Tensor) -> slice | Tensor:
+def _as_slice(rows: npt.NDArray[np.int64], index: Tensor) -> slice | Tensor:
     """A slice if ``rows``, which ``index`` has on the device, are neighbours: that needs no copy."""
     if rows[-1] - rows[0] == len(rows) - 1:
-        return slice(rows[0], rows[-1] + 1)
+        return slice(int(rows[0]), int(rows[-1]) + 1)
     return index

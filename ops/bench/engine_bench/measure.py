@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from engine_bench.contenders import CONTENDERS, Case, Contender, check_lengths
+from engine_bench.errors import BenchError
 from engine_bench.memory import Alone
 from engine_bench.models import make_model, model_shape
 from engine_bench.records import Absence, Failure, Machine, MachineRates, Measurement, Memory, Record, Work
@@ -67,9 +68,12 @@ class Bench:
         self.left_out = 0
 
     def run(self) -> None:
+        """Raises BenchError if no contender can run."""
         options = self._options
         self._record(Machine.here())
         present = [*self._present()]
+        if not present:
+            raise BenchError("none of these contenders can run here: pip install 'promptmill[worker,bench]'")
         self._ahead.update(self._all_turns(present))
         for model in options.models:
             self._say(f"{model}: making the model")

@@ -14,12 +14,14 @@ from engine_bench.models import MODELS, model_shape
 from engine_bench.records import Failure, MachineRates, Measurement, Memory, Record, Work
 from engine_bench.workloads import WORKLOADS
 
-#: Who the engine is compared with, the faster of each group; what it is to reach over them, by workload.
+#: Who the engine is compared with, the faster of each group; by workload what it is to reach over them on which
+#: models.
 RIVALS = {
     "padded generate": ("padded-input-order", "padded-sorted"),
     "generate_batch": ("generate-batch",),
     "CTranslate2 float32": ("ctranslate2", "ctranslate2-static-prompt"),
 }
+PROMISED = ("gpt2", "llama")
 TARGETS = {
     "mixed": {"padded generate": 6.0, "generate_batch": 3.0, "CTranslate2 float32": 1.4},
     "uniform": {"padded generate": 1.6, "generate_batch": 2.0, "CTranslate2 float32": 0.9},
@@ -69,6 +71,12 @@ class Comparison:
         speeds = [self.results[name].tokens_per_s for name in rivals if name in self.results]
         ours = self.results.get(OURS)
         return ours.tokens_per_s / max(speeds) if ours and speeds else None
+
+    def target(self, rivals: str) -> float | None:
+        """What ``over`` is to reach; None if nothing was promised. Models of another size promise nothing."""
+        shape = MODELS[self.work.model]
+        promised = self.work.model in PROMISED and shape.layers == self.work.layers
+        return TARGETS.get(self.work.workload, {}).get(rivals) if promised else None
 
     def share_of_floor(self, contender: str) -> float | None:
         return self.floor.in_phases / self.results[contender].seconds if self.floor else None

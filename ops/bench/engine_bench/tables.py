@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from engine_bench.contenders import CONTENDERS, OURS
 from engine_bench.floor import Floor
 from engine_bench.records import Absence, Machine, MachineRates, Record
-from engine_bench.report import RIVALS, TARGETS, Comparison, Result
+from engine_bench.report import RIVALS, Comparison, Result
 from engine_bench.workloads import TITLES
 
 
@@ -56,7 +56,7 @@ def _comparison(one: Comparison) -> Iterator[str]:
         yield f"  {failure.contender} FAILED with {failure.rows} rows: {failure.message}"
     if one.floor is not None:
         yield _floor(one.floor, made.output_tokens)
-    yield from (line for line in _own_numbers(one))
+    yield from _own_numbers(one)
 
 
 def _cells(one: Comparison, name: str, result: Result) -> tuple[str, ...]:
@@ -99,9 +99,7 @@ def _targets(comparisons: Sequence[Comparison]) -> Iterator[str]:
     yield f"{OURS} over:"
     yield f"  {'':<26}" + "".join(f"{rival:>30}" for rival in RIVALS)
     for one in comparisons:
-        cells = [
-            _against(one.over(names), TARGETS.get(one.work.workload, {}).get(rival)) for rival, names in RIVALS.items()
-        ]
+        cells = [_against(one.over(names), one.target(rival)) for rival, names in RIVALS.items()]
         yield f"  {one.name:<26}" + "".join(f"{cell:>30}" for cell in cells)
 
 

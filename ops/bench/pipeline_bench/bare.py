@@ -25,9 +25,9 @@ def generate_bare(setup: Setup, warm_up: str, prompts: str) -> Run:
     generate(engine, requests_of(warm_up, loaded.tokenizer.encode))
     requests = requests_of(prompts, loaded.tokenizer.encode)
     before = engine.stats()
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     tokens = generate(engine, requests)
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
     after = engine.stats()
     return Run(
         engine=name,
@@ -36,6 +36,7 @@ def generate_bare(setup: Setup, warm_up: str, prompts: str) -> Run:
         completion_tokens=tokens,
         steps=after.steps - before.steps,
         step_seconds=after.step_seconds - before.step_seconds,
+        cpu_seconds=cpu_seconds,
     )
 
 

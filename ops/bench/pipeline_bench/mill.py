@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -31,6 +32,9 @@ from producer.server import EmbeddedServer
 _LOAD_S, _STOP_S = 300.0, 30.0
 #: Seconds between two looks at the job: its times are the ledger's, and looking takes time from the worker.
 _LOOK_S = 0.5
+#: Of the worker's metrics. The last is there on Linux only.
+_STEPS, _STEP_SECONDS = "promptmill_step_seconds_count", "promptmill_step_seconds_sum"
+_CPU_SECONDS = "process_cpu_seconds_total"
 
 
 @contextmanager
@@ -113,13 +117,13 @@ class Mill:
 
     def run(self, prompts: Prompts) -> PipelineRun:
         """``prompts`` as a job, from the start of the command that submits it. Raises BenchError."""
-        steps, step_seconds = self._steps()
+        before = self._metrics()
         started, name = time.time(), prompts.path.stem
         self._submit(prompts, name)
         state = self._end_of(name)
         if state.started_at is None or state.ended_at is None:
             raise BenchError(f"the ledger does not know when job {name} began and ended")
-        steps_after, step_seconds_after = self._steps()
+        after = self._metrics()
         rows = self._results(state.id, prompts)
         first_token, last_token = (times.timestamp() for times in (min(rows["started_at"]), max(rows["finished_at"])))
         # The finalizer puts its plan when it has seen all parts.
@@ -129,8 +133,9 @@ class Mill:
             seconds=state.ended_at - started,
             prompt_tokens=sum(rows["prompt_tokens"]),
             completion_tokens=sum(rows["completion_tokens"]),
-            steps=steps_after - steps,
-            step_seconds=step_seconds_after - step_seconds,
+            steps=round(after[_STEPS] - before[_STEPS]),
+            step_seconds=after[_STEP_SECONDS] - before[_STEP_SECONDS],
+            cpu_seconds=after[_CPU_SECONDS] - before[_CPU_SECONDS],
             submit=state.created_at - started,
             claim=state.started_at - state.created_at,
             generate=last_token - state.started_at,
@@ -169,12 +174,11 @@ class Mill:
             raise BenchError(f"{len(wrong)} rows are not as asked for; row {wrong[0]}: {table.slice(wrong[0], 1)}")
         return rows
 
-    def _steps(self) -> tuple[int, float]:
-        """Steps of the worker's engine so far, and the seconds in them."""
+    def _metrics(self) -> dict[str, float]:
+        """What the worker counted since its start, by name."""
         with urllib.request.urlopen(self.metrics_url) as answer:
-            lines = [line.split() for line in answer.read().decode().splitlines() if not line.startswith("#")]
-        values = {name: float(value) for name, value in lines}
-        return int(values["promptmill_step_seconds_count"]), values["promptmill_step_seconds_sum"]
+            lines = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return {_CPU_SECONDS: math.nan} | {name: float(value) for name, value in lines}
 
     def _check_worker(self) -> None:
         if self.worker.poll() is not None:

@@ -52,6 +52,8 @@ class Run:
     completion_tokens: int
     steps: int
     step_seconds: float
+    #: Processor time of the process with the engine, all of its threads.
+    cpu_seconds: float
 
     @property
     def rate(self) -> float:

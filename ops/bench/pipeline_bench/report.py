@@ -35,10 +35,9 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
         "phases_s": phases,
         "between_s": middle(lambda one: one.between),
         "idle_s": middle(lambda one: one.pipeline.generate - one.pipeline.step_seconds),
-        "steps": {"bare": middle(lambda one: one.bare.steps), "pipeline": middle(lambda one: one.pipeline.steps)},
-        "step_s": {
-            "bare": middle(lambda one: one.bare.step_seconds),
-            "pipeline": middle(lambda one: one.pipeline.step_seconds),
+        "sides": {
+            side: {name: middle(attrgetter(f"{side}.{name}")) for name in ("steps", "step_seconds", "cpu_seconds")}
+            for side in ("bare", "pipeline")
         },
         "runs": [{"bare": asdict(one.bare), "pipeline": asdict(one.pipeline)} for one in rounds],
     }
@@ -52,14 +51,15 @@ def table(rounds: Sequence[Round], found: dict[str, Any]) -> str:
         lines.append(f"{number:>6} {rates} {one.ratio:>7.1%}")
     rates = f"{found['bare_tokens_per_s']:>11.1f} {found['pipeline_tokens_per_s']:>15.1f}"
     lines.append(f"{'median':>6} {rates} {found['window_tokens_per_s']:>13.1f} {found['ratio']:>7.1%}")
-    phases, steps, seconds = found["phases_s"], found["steps"], found["step_s"]
+    phases, sides = found["phases_s"], found["sides"]
     lines += ["", f"{'phase':>22} {'seconds':>8} {'of the pipeline':>16}"]
     shown = {name: phases[name] for name in PHASES[:-1]}
     shown |= {"generate: first token": phases["first_token"], "generate: idle": found["idle_s"]}
     shown |= {"generate: between": found["between_s"]}
     lines += [f"{name:>22} {spent:>8.2f} {spent / found['pipeline_s']:>16.1%}" for name, spent in shown.items()]
     lines.append(f"{'bare engine':>22} {found['bare_s']:>8.2f}")
-    for side in ("bare", "pipeline"):
-        each = 1000 * seconds[side] / steps[side]
-        lines.append(f"{side:>22} {steps[side]:.0f} steps of {each:.2f} ms, {seconds[side]:.2f} s in all")
+    lines += ["", f"{'side':>22} {'steps':>8} {'ms each':>8} {'cpu s':>8}"]
+    for side, numbers in sides.items():
+        each = 1000 * numbers["step_seconds"] / numbers["steps"]
+        lines.append(f"{side:>22} {numbers['steps']:>8.0f} {each:>8.2f} {numbers['cpu_seconds']:>8.2f}")
     return "\n".join(["", *lines])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -124,7 +124,8 @@ def transformers_filters(params: SamplingParams) -> LogitsProcessorList:
 @torch.no_grad()
 def logits_alone(model: Any, ids: Sequence[int]) -> torch.Tensor:
     """Logits [len(ids), V] of one unpadded pass over ``ids``."""
-    return model(torch.tensor([list(ids)]), use_cache=False).logits[0].float()
+    logits: torch.Tensor = model(torch.tensor([list(ids)]), use_cache=False).logits[0].float()
+    return logits
 
 
 def assert_chosen_alone(model: Any, asked: Request, completion: Completion) -> None:
@@ -136,7 +137,9 @@ def assert_chosen_alone(model: Any, asked: Request, completion: Completion) -> N
     filters = transformers_filters(asked.params)
     for position, token in enumerate(tokens):
         seen = torch.tensor([[*prompt, *tokens[:position]]])
-        scores = filters(seen, logits[position : position + 1].clone())[0]
+        scores = filters(
+            cast(torch.LongTensor, seen), cast(torch.FloatTensor, logits[position : position + 1].clone())
+        )[0]
         expected, margin = _choice(scores, asked, position)
         if expected != token:
             assert margin < NEAR_TIE, f"token {position} is {token}, alone it is {expected} (margin {margin:.2g})"

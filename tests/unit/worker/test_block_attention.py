@@ -334,3 +334,19 @@ def test_gathered_rows_see_what_a_mask_over_the_whole_row_lets_them_see() -> Non
     weights = scores.masked_fill(~visible(at, at, 5), -torch.inf).softmax(-1)
     want = torch.einsum("hts,hsd->thd", weights, value.repeat_interleave(2, 0))
     assert torch.allclose(torch.cat(pieces), want, atol=1e-6)
+
+
+def test_a_pool_that_shrinks_keeps_what_rows_have_written() -> None:
+    backend = BlockAttention(SHAPE, torch.float32, CPU, 40, 40, block_size=4)
+    assert backend.cache.reserve(0, 6)
+    key, value = torch.randn(2, 6, 16), torch.randn(2, 6, 16)
+    backend.prepare(chunks((0, 0, 6)))
+    backend.attend(Layer(1, 1.0), torch.randn(4, 6, 16), key, value)
+    blocks = [*backend.cache.table(0)]
+
+    backend.cache.shrink(16)
+    backend.prepare(chunks((0, 5, 1)))
+
+    assert backend.pools.keys.shape[1] == backend.pools.values.shape[1] == 5
+    for pool, written in zip(backend.pools, (key, value), strict=True):
+        assert torch.equal(pool[1, blocks].flatten(0, 1)[:6].transpose(0, 1), written)

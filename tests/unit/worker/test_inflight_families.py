@@ -52,24 +52,26 @@ SAMPLED = ("GPT-2", "Llama", "Mistral, sliding window", "Gemma 2, soft-capping a
 OTHERS = ("Qwen3-MoE", "OPT", "GPT-NeoX", "GPT-OSS, attention sinks")
 
 #: Of each family as many mixes as there are settings, times this.
-MIXES, MIXES_OF_OTHERS = 25, 8
+MIXES, MIXES_OF_OTHERS = 25, 5
 LONGEST_OUTPUT = 6
 
-#: Room for keys and values, two engines with each: a row of 65 tokens needs 64 to grow out of, and 128 to grow into.
-KV_TOKENS = (192, 192, 256, 256, 384, 384, 4096, 4096)
+#: Of eight engines: rows, tokens of a step, room for keys and values (a row of 65 tokens needs 64 to grow out of, and
+#: 128 to grow into).
+LIMITS = (
+    *((2, 64, 192), (3, 16, 256), (9, 12, 320), (8, 48, 384)),
+    *((7, 33, 448), (1, 50, 640), (9, 64, 1024), (6, 40, 4096)),
+)
 
 
-def settings(rng: random.Random) -> list[dict[str, int]]:
-    """Limits of engines, under which their rows meet in other ways."""
-    return [
-        {"max_rows": rng.randint(1, 9), "max_batch_tokens": rng.randint(8, 64), "kv_tokens": room} for room in KV_TOKENS
-    ]
+def engine_with(limits: tuple[int, int, int], loaded: LoadedModel) -> InflightEngine:
+    rows, tokens, room = limits
+    return inflight_for(loaded, max_rows=rows, max_batch_tokens=tokens, kv_tokens=room)
 
 
 def pool_of_prompts(rng: random.Random) -> list[list[int]]:
     """Prompts of 1 to 105 tokens; some begin alike, by so much that they share keys and values, or attention too."""
     short, long = random_prompt(rng, 20), random_prompt(rng, 66)
-    prompts = [random_prompt(rng, length) for length in (1, 2, 3, 5, 9, 17, 33, 60, 61, 62, 63, 64, 65, 105)]
+    prompts = [random_prompt(rng, length) for length in (1, 2, 3, 5, 9, 17, 33, 61, 62, 63, 64, 65, 105)]
     prompts += [short + random_prompt(rng, rng.randint(1, 20)) for _ in range(4)]
     return prompts + [long + random_prompt(rng, rng.randint(1, 20)) for _ in range(5)]
 
@@ -88,11 +90,11 @@ def test_greedy_rows_of_random_mixes_get_the_tokens_of_generate(tiny: Tiny, fami
     assert len({token for tokens in alone for token in tokens}) > 20, "it says the same whatever it is asked"
     preempted = shared = 0
 
-    for limits in settings(rng):
-        engine = inflight_for(loaded, **limits)
+    for limits in LIMITS:
+        engine = engine_with(limits, loaded)
         # An answer that is known is not computed again: top_k means nothing to a greedy row, but makes it new.
         mixes = [
-            [(rng.randrange(len(prompts)), rng.randint(1, LONGEST_OUTPUT), mix) for _ in range(rng.randint(2, 4))]
+            [(rng.randrange(len(prompts)), rng.randint(1, LONGEST_OUTPUT), mix) for _ in range(rng.randint(2, 3))]
             for mix in range(MIXES_OF_OTHERS if family in OTHERS else MIXES)
         ]
         asked = [
@@ -106,7 +108,7 @@ def test_greedy_rows_of_random_mixes_get_the_tokens_of_generate(tiny: Tiny, fami
         assert_nothing_is_left(engine)
         preempted, shared = preempted + engine.stats().preempted_rows, shared + engine.stats().shared_tokens
 
-    assert preempted > 5
+    assert preempted > 2
     assert shared > 300
 
 
@@ -121,8 +123,8 @@ def test_sampled_rows_get_the_same_tokens_alone_and_in_any_mix(tiny: Tiny, famil
         assert_chosen_alone(loaded.model, one, answer)
     assert_varied(alone)
 
-    for limits in settings(rng):
-        engine = inflight_for(loaded, **limits)
+    for limits in LIMITS:
+        engine = engine_with(limits, loaded)
         which = rng.sample(range(len(pool)), rng.randint(10, len(pool)))
         answers = trickle(engine, [[pool[at] for at in which[i : i + 3]] for i in range(0, len(which), 3)], rng)
         for at, answer in zip(which, answers, strict=True):

@@ -63,6 +63,12 @@ class TestRepetitionPenalty:
         assert choose(logits, [Asked([0], repetition_penalty=1.4)]).tokens == [0]
         assert choose(logits, [Asked([0], repetition_penalty=1.6)]).tokens == [1]
 
+    def test_a_penalty_that_leads_beyond_the_numbers_is_the_fault_of_its_row(self) -> None:
+        logits = torch.tensor([[1.0, 2.0, 3.0]] * 3)
+        rows = [Asked([0]), Asked([0], repetition_penalty=1e-300), Asked([0], repetition_penalty=2.0)]
+
+        assert choose(logits, rows).bad == [False, True, False]
+
     def test_a_row_that_was_begun_elsewhere_brings_its_tokens(self) -> None:
         row = Asked([0], repetition_penalty=10.0)
         row.token_ids = [1, 2]
@@ -131,8 +137,8 @@ def test_rows_that_enter_leave_and_change_places_get_the_tokens_that_they_get_al
             for place, i in enumerate(now):
                 # The host hears of a token one step late.
                 rows[i].token_ids = [one.tokens[0] for one in chosen[i]]
-                logprob = choice.logprobs[place] if choice.logprobs and rows[i].request.params.logprobs else None
-                chosen[i].append(Choice([choice.tokens[place]], logprob and [logprob], [choice.bad[place]]))
+                logprobs = choice.logprobs if rows[i].request.params.logprobs else None
+                chosen[i].append(Choice([choice.tokens[place]], logprobs and [logprobs[place]], [choice.bad[place]]))
         if rng.random() < 0.3:
             i = rng.choice(now or unfinished)
             rows[i].token_ids = [one.tokens[0] for one in chosen[i]]

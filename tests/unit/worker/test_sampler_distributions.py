@@ -55,7 +55,8 @@ def draws(logits: torch.Tensor, params: SamplingParams, prompt: list[int], seeds
 
 def left_by_transformers(logits: torch.Tensor, params: SamplingParams, prompt: list[int]) -> torch.Tensor:
     """Probabilities [V], float64."""
-    return transformers_filters(params)(torch.tensor([prompt]), logits[None].clone())[0].double().softmax(-1)
+    seen = torch.LongTensor([prompt])
+    return transformers_filters(params)(seen, torch.FloatTensor(logits[None].clone()))[0].double().softmax(-1)
 
 
 def chi_square_limit(freedom: int) -> float:
@@ -86,7 +87,7 @@ def test_thousands_of_draws_fit_what_the_processors_of_transformers_leave(
     params: dict[str, Any], vocabulary: int
 ) -> None:
     asked = SamplingParams(**params)
-    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(7)) * 3
+    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(7)) * 2
     prompt = logits.topk(3).indices.tolist()
     want = left_by_transformers(logits, asked, prompt).numpy()
 
@@ -108,7 +109,7 @@ def test_thousands_of_draws_fit_what_the_processors_of_transformers_leave(
 @pytest.mark.parametrize("scale", [3.0, 0.2], ids=["peaked", "flat"])
 def test_the_best_blocks_alone_give_the_draws_that_all_columns_give(scale: float) -> None:
     """Whether a row is drawn from few columns or from all depends on the row; what it draws does not."""
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {"top_k": top_k, "top_p": top_p, "min_p": min_p}
         for top_k, top_p, min_p in itertools.product([0, 1, 60, 128, 129, 900], [1.0, 0.2, 0.9], [0.0, 0.3])
         if top_k or top_p < 1 or min_p
@@ -130,6 +131,20 @@ def test_the_best_blocks_alone_give_the_draws_that_all_columns_give(scale: float
 
         assert few.tolist() == all_columns.tolist()
     assert 0 < enough < len(rows)
+
+
+def test_top_p_is_a_share_of_all_that_top_k_leaves_though_min_p_needs_few_of_them() -> None:
+    logits = torch.full((1, LARGE), -1.9)
+    logits[0, 100:105] = 0.0
+    # Of about 1350 in all the nucleus has 6.8: the five best of weight 1, and more that min_p cuts off.
+    filters = filters_of([SamplingParams(top_k=900, top_p=0.005, min_p=0.2)])
+
+    tokens = [
+        distribution.draw_filtered(logits, torch.ones(1, 1), filters, torch.tensor([uniform], dtype=torch.float64))
+        for uniform in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ]
+
+    assert [token.item() for token in tokens] == [100, 101, 102, 103, 104]
 
 
 def filters_of(rows: Sequence[SamplingParams]) -> Filters:
@@ -165,10 +180,9 @@ def test_what_is_left_of_every_combination_of_filters_is_what_transformers_leave
 
 def test_ties_with_the_last_of_top_k_stay_and_top_p_keeps_as_few_as_it_needs() -> None:
     weights = torch.tensor([[1.0, 2.0, 4.0, 2.0, 2.0, 1.0]]) / 12
-    off = torch.full((1,), math.inf, dtype=torch.float64)
 
-    by_count = distribution.keep(weights, Filters(off - off + 2 if False else torch.full_like(off, 2), None, None))
-    by_mass = distribution.keep(weights, Filters(None, torch.full_like(off, 0.6), None))
+    by_count = distribution.keep(weights, Filters(torch.tensor([2.0], dtype=torch.float64), None, None))
+    by_mass = distribution.keep(weights, Filters(None, torch.tensor([0.6], dtype=torch.float64), None))
 
     assert by_count.gt(0).tolist() == [[False, True, True, True, True, False]]
     assert by_mass.gt(0).tolist() == [[False, False, True, True, True, False]]

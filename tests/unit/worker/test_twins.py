@@ -25,8 +25,12 @@ class Numbers:
         return " ".join(map(str, ids))
 
 
-def row(prompt: Sequence[int] = (5, 6, 7), *, group: str = "job", seed: int = 0, sample: int = 0, **params: Any) -> Row:
-    request = Request(group, [*prompt], SamplingParams(**{"max_tokens": 3, **params}), seed=seed, sample=sample)
+def row(
+    draw: int = 0, sample: int | None = None, *, prompt: Sequence[int] = (5, 6, 7), group: str = "job", **params: Any
+) -> Row:
+    """``draw`` is the seed, the job's and the row's, and the sample unless that is given."""
+    sampling = SamplingParams(**{"max_tokens": 3, "seed": draw, **params})
+    request = Request(group, [*prompt], sampling, seed=draw, sample=draw if sample is None else sample)
     return Row(request, Numbers(), frozenset(), 1_000_000)
 
 
@@ -46,7 +50,7 @@ def joined(twins: Twins, *rows: Row) -> list[bool]:
 
 def test_identical_greedy_requests_are_computed_once_whatever_their_seeds() -> None:
     twins = Twins()
-    leader, *others = rows = [row(seed=i, sample=i, n=1 + i) for i in range(4)]
+    leader, *others = rows = [row(i, n=1 + i) for i in range(4)]
 
     assert joined(twins, *rows) == [False, True, True, True]
     assert ([*twins], len(twins)) == (others, 3)
@@ -75,7 +79,7 @@ def test_an_answer_is_remembered_after_its_row_has_ended() -> None:
 def test_sampled_requests_are_twins_only_with_the_same_seed_and_sample(seed_and_sample: tuple[int, int]) -> None:
     twins = Twins()
     seed, sample = seed_and_sample
-    rows = [row(temperature=0.5), row(temperature=0.5, seed=seed, sample=sample), row(temperature=0.5)]
+    rows = [row(temperature=0.5), row(seed, sample, temperature=0.5), row(temperature=0.5)]
 
     assert joined(twins, *rows) == [False, False, True]
     twins.ended(compute(rows[0]))
@@ -207,7 +211,7 @@ def test_an_answer_given_again_is_dated_now_and_shares_no_work() -> None:
 
 def ask(twins: Twins, prompt: Sequence[int]) -> bool:
     """Whether the answer was known; computes it if not."""
-    one = row(prompt)
+    one = row(prompt=prompt)
     known = twins.join(one)
     if not known:
         twins.ended(compute(one))
@@ -242,7 +246,7 @@ def test_an_answer_that_two_jobs_computed_takes_room_once() -> None:
     twins = Twins()
     prompt = [1] * (MAX_TOKENS // 2 - 3)
     for _ in range(3):
-        rows = [row(prompt, group=group) for group in "ab"]
+        rows = [row(prompt=prompt, group=group) for group in "ab"]
         if joined(twins, *rows) == [False, False]:
             for one in rows:
                 twins.ended(compute(one))

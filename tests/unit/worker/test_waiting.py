@@ -213,6 +213,16 @@ def test_a_job_does_not_make_up_for_the_time_that_it_was_away() -> None:
     assert 9 <= groups_of(admit(made, 20)).count("away") <= 11
 
 
+def test_a_job_that_begins_while_no_other_has_rows_does_not_catch_up_with_those_that_had() -> None:
+    made = waiting(*(Row("before") for _ in range(300)))
+    admit(made)
+    for group in ("new", "before"):
+        for _ in range(100):
+            made.add(Row(group))
+
+    assert 9 <= groups_of(admit(made, 20)).count("before") <= 11
+
+
 def test_a_job_that_comes_back_has_not_been_forgiven_what_it_had() -> None:
     made = waiting(Row("greedy", 1000), *(Row("modest") for _ in range(200)))
     admit(made, 3)
