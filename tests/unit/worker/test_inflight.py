@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -202,7 +203,7 @@ class TestEnds:
         loaded = tiny(kind)
         engine = inflight_for(loaded)
         prompt = loaded.tokenizer.encode("write a short description")
-        row = {"max_tokens": 30, "temperature": 1.0, "seed": 3}
+        row: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0, "seed": 3}
         whole = run(engine, [request(prompt, **row)])[0].text
         stops = {whole[at : at + length] for at in range(len(whole)) for length in (1, 3, 9)}
         # Half of a character is no text that a user could ask to stop at.

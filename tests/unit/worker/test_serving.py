@@ -63,7 +63,8 @@ def test_a_model_of_attention_and_recurrent_layers_is_refused(tmp_path: Any) -> 
         num_experts=2, use_mamba_kernels=False, mamba_d_state=8, mamba_dt_rank=4, initializer_range=0.25,
         max_position_embeddings=256, pad_token_id=0,
     )  # fmt: skip
-    model = JambaForCausalLM(config).eval()
+    model: Any = JambaForCausalLM(config)
+    model.eval()
     with torch.no_grad():
         want = model(torch.tensor([PROMPT]), use_cache=False).logits
 
