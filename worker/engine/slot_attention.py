@@ -10,14 +10,25 @@ sums of their softmaxes (Juravsky et al., "Hydragen", 2024, arXiv 2402.05099).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from worker.engine.attention import KVShape, Layer, attend_causally, attend_dense, attend_with_sum, merge, visible
+from worker.engine.attention import (
+    KVShape,
+    Layer,
+    attend_causally,
+    attend_dense,
+    attend_one_by_one,
+    attend_with_sum,
+    merge,
+    visible,
+)
 from worker.engine.prefixes import common
 from worker.engine.row import Row
 from worker.engine.scheduler import Chunk
@@ -25,6 +36,9 @@ from worker.engine.slot_cache import Copy, Resize, SlotCache
 
 #: Attending twice and merging costs more than it saves for fewer rows, or for a shorter beginning.
 MIN_ROWS, MIN_POSITIONS = 4, 64
+
+#: Bytes. What begins between two lines is read more slowly.
+_CACHE_LINE = 64
 
 
 class SlotAttention:
@@ -34,7 +48,7 @@ class SlotAttention:
 
     def __init__(self, shape: KVShape, dtype: torch.dtype, device: torch.device, budget: int, max_length: int) -> None:
         self.cache = SlotCache(budget, max_length)
-        self._new = partial(torch.zeros, dtype=dtype, device=device)
+        self._new = partial(_zeros, dtype=dtype, device=device)
         self._shape = shape
         self._max_length = max_length
         self._device = device
@@ -111,7 +125,7 @@ class SlotAttention:
     def _resized(self, operation: Resize) -> _Arena:
         shape, old = self._shape, self._arenas.get(operation.size)
         sides = [
-            self._new(shape.layers, operation.slots, shape.heads, operation.size, dim)
+            self._new((shape.layers, operation.slots, shape.heads, operation.size, dim))
             for dim in (shape.key_dim, shape.value_dim)
         ]
         arena = _Arena(*sides)
@@ -127,6 +141,20 @@ class SlotAttention:
         window = slice(0, operation.positions)
         new.keys[:, target.index, :, window] = old.keys[:, source.index, :, window]
         new.values[:, target.index, :, window] = old.values[:, source.index, :, window]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take no memory, and no time, before they are written to, where the device is a CPU.
+
+    NumPy takes them from the system as they are, which has them zeroed when they are touched, in large pages if it can;
+    ``torch.zeros`` writes to them all, and a step that needs a new arena would wait for that.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + _CACHE_LINE, dtype=np.uint8)
+    first = -memory.ctypes.data % _CACHE_LINE
+    return torch.from_numpy(memory[first : first + size]).view(dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +209,7 @@ class _Decode:
         if self.shared and layer.plain:
             attended = self._attend_in_parts(layer, queries, keys, values, mask)
         else:
-            attended = attend_dense(layer, queries, keys, values, mask)
+            attended = attend_one_by_one(layer, queries, keys, values, mask)
         if gaps:
             attended = attended[self.slots]
         out.copy_(attended.reshape(out.shape))

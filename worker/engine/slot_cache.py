@@ -48,8 +48,9 @@ class SlotCache:
     """A `KVCache` whose budget is the arenas' memory: the sum of ``slots x size`` never exceeds it.
 
     The sizes are ``smallest x 2^k``, the last one being ``max_length`` rounded up to a multiple of ``smallest``. An
-    arena begins with ``first_slots`` slots and doubles; one of which a quarter or less is used halves. Where the
-    budget has no room for that, unused slots of other classes are given up, and the arena grows by what there is.
+    arena begins with ``first_slots`` slots and doubles. Where the budget has no room for that, unused slots of other
+    classes are given up, and the arena grows by what there is; until then an arena keeps what it once needed, as rows
+    of the next round will need it again, and memory that is new costs more than what is computed in it.
 
     A place that a row leaves stays a gap until ``drain``, so that a row which replaces one that ended costs no copy.
     Once all that ``drain`` gave has been carried out, the rows lie without gaps on the device, where ``slot_of`` and
@@ -140,7 +141,6 @@ class SlotCache:
         """Take the operations that the device has to carry out, in order, before the next forward pass."""
         for arena in self._arenas.values():
             self._close_gaps(arena)
-            self._halve(arena)
         self._give_up(0)
         operations, self._operations = self._operations, []
         return operations
@@ -177,13 +177,6 @@ class SlotCache:
             # each other one by one, and each time costs a copy of the arena.
             slots = max(-(-missing // arena.size), -(-arena.unused // 2))
             self._resize(arena, arena.slots - min(arena.unused, slots))
-
-    def _halve(self, arena: _Arena) -> None:
-        """Halve an arena that is mostly unused. It takes as many rows that come or go to get here again."""
-        slots = arena.slots
-        while slots > self._first_slots and 4 * arena.used <= slots:
-            slots = max(slots // 2, self._first_slots)
-        self._resize(arena, slots)
 
     def _resize(self, arena: _Arena, slots: int) -> None:
         if slots == arena.slots:

@@ -193,18 +193,14 @@ def test_rows_admitted_together_cost_one_resize() -> None:
     assert slots.drain() == [Resize(64, 32)]
 
 
-def test_an_arena_halves_when_a_quarter_is_used_and_then_rests() -> None:
+def test_an_arena_keeps_its_slots_for_the_rows_of_the_next_round() -> None:
     slots = cache(rows=dict.fromkeys(range(32), 10))
-    for key in range(23):
+    for key in range(32):
         slots.free(key)
-    assert resizes(slots) == []
-    slots.free(23)
-    assert resizes(slots) == [Resize(64, 16)]
-    for _ in range(10):
-        slots.free(24)
-        assert resizes(slots) == []
-        assert slots.reserve(24, 10)
-        assert resizes(slots) == []
+    assert slots.drain() == []
+    for key in range(32):
+        assert slots.reserve(key, 10)
+    assert slots.drain() == []
 
 
 def test_a_row_that_comes_and_goes_alone_costs_no_resizes() -> None:
