@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -121,8 +122,10 @@ class Process:
         self.serves = "worker" in command
         self._output = log.open("ab")
         self.popen = subprocess.Popen(
-            command, stdout=self._output, stderr=self._output, env=environment, start_new_session=True, **options
-        )
+            command, stdout=self._output, stderr=self._output, env=environment, start_new_session=True,
+            # Tests that run under nohup are to see what those see that do not.
+            preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL), **options,
+        )  # fmt: skip
 
     @property
     def pid(self) -> int:

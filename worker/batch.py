@@ -227,8 +227,9 @@ def _submit(worker: WorkerContext, job: JobFile, source: InputBatch, lease: Held
             future = None
             if code is None:
                 request = Request(job.id, ids, prompt.sampling, seed, sample)
-                request.cancelled = lease.state is not LeaseState.HELD
+                # In this order: whoever drops the lease meanwhile sees the request, or is seen here.
                 lease.requests.append(request)
+                request.cancelled = lease.state is not LeaseState.HELD
                 future = worker.engine.submit(request)
             pending.append(_Pending(prompt, sample, seed, future, code, message))
     return pending

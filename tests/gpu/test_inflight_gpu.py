@@ -20,6 +20,7 @@ from worker.engine import serving
 from worker.engine.attention import NAME, KVShape
 from worker.engine.block_attention import BLOCK_SIZE, BlockAttention, disagreement
 from worker.engine.block_kernels import varlen, why_not_varlen
+from worker.engine.failures import Failure
 from worker.engine.graphs import Graphs
 from worker.engine.inflight import InflightEngine
 from worker.engine.memory import free_memory
@@ -228,6 +229,33 @@ def test_forks_share_blocks_and_preempted_rows_go_on(load_for_blocks: Load, reco
     assert same_tokens(got, want) > 0.5
 
 
+class Launched:
+    """Captures nothing: the same steps, launched."""
+
+    def __call__(self, compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        return compute
+
+    def forget(self) -> None:
+        pass
+
+
+def test_graphs_are_captured_anew_after_a_step_failed(load_for_blocks: Load) -> None:
+    engine = engine_for(load_for_blocks("llama"), max_rows=12)
+    futures = [engine.submit(one) for one in requests(6)]
+    for _ in range(5):
+        engine.step()
+    before = torch.cuda.memory_allocated()
+    engine._recover(engine.scheduler.next_step(), Failure.ROW, "as a test says")
+    while engine.step():
+        pass
+
+    assert [future.result(timeout=0).error_code for future in futures] == [None] * 6
+    graphs = engine._runner._graphs
+    assert graphs is not None
+    assert graphs._graphs
+    assert torch.cuda.memory_allocated() < 1.5 * before, "the old keys and values are gone"
+
+
 def test_graphs_give_the_tokens_of_the_same_steps_launched_one_by_one(load_for_blocks: Load) -> None:
     loaded = load_for_blocks("llama")
     asked = requests(40, temperature=0.7)
@@ -235,7 +263,7 @@ def test_graphs_give_the_tokens_of_the_same_steps_launched_one_by_one(load_for_b
     graphs = captured._runner._graphs
     assert graphs is not None
     backend = cast(BlockAttention, launched._backend)
-    launched._runner._graphs = Graphs(launched._runner._model, backend, capture=lambda compute: compute)
+    launched._runner._graphs = Graphs(launched._runner._model, backend, Launched())
 
     with_graphs, without = run(captured, asked), run(launched, asked)
 

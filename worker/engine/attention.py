@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -39,6 +39,10 @@ class Layer:
     softcap: float | None = None
     #: A logit for each head that takes part in the softmax and has no value (GPT-OSS), [H].
     sinks: Tensor | None = None
+
+    def over(self, positions: int) -> Layer:
+        """The same for rows of at most so many positions: a window that is no narrower is none."""
+        return replace(self, window=None) if self.window is not None and self.window >= positions else self
 
     @property
     def plain(self) -> bool:
@@ -85,8 +89,8 @@ class AttentionBackend(AttentionStep, Protocol):
         """Make ready for a step; its chunks, in the order in which their tokens are to be packed."""
         ...
 
-    def reset(self) -> None:
-        """Forget all rows and give the memory back; the budget stays what it was."""
+    def reset(self, budget: int | None = None) -> None:
+        """Forget all rows and give the memory back; the budget stays what it was, or becomes what is given."""
         ...
 
     def erase(self, row: Row) -> None:

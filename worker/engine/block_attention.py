@@ -103,11 +103,13 @@ class BlockAttention:
         self._device = device
         self._kernel = kernel
         self._pools: Pools | None = None
+        #: Which pools these are, counted: after a ``reset`` there are others, elsewhere in memory.
+        self.generation = 0
         self._layout: Layout | None = None
 
     @property
     def pools(self) -> Pools:
-        """Made when they are first needed; other objects, elsewhere in memory, after a ``reset``."""
+        """Made when they are first needed."""
         if self._pools is None:
             size = self._shape.layers, self.cache.blocks, self.cache.block_size, self._shape.heads
             self._pools = Pools(self._new(*size, self._shape.key_dim), self._new(*size, self._shape.value_dim))
@@ -144,9 +146,11 @@ class BlockAttention:
         finally:
             self._layout = before
 
-    def reset(self) -> None:
-        self.cache = BlockCache(self.cache.budget // self.cache.block_size + 1, self.cache.block_size)
+    def reset(self, budget: int | None = None) -> None:
+        positions = self.cache.budget if budget is None else budget
+        self.cache = BlockCache(positions // self.cache.block_size + 1, self.cache.block_size)
         self._pools = None
+        self.generation += 1
 
     def erase(self, row: Row) -> None:
         """Nothing to do: a kernel without ``disagreement`` sees nothing that its row has not written."""
@@ -158,6 +162,7 @@ class BlockAttention:
     def _resize(self, operation: ResizePool) -> None:
         if self._pools is not None:
             self._pools = Pools(*(pool[:, : operation.blocks].clone() for pool in self._pools))
+            self.generation += 1
 
 
 def _side_by_side(tables: Sequence[Sequence[int]]) -> Ints:

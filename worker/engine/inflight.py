@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -42,6 +42,14 @@ def default_step_tokens(device: torch.device) -> int:
     return 8192 if device.type == "cuda" else 512
 
 
+class _Limits(NamedTuple):
+    """What fits: rows at once, tokens of a step, positions of keys and values."""
+
+    rows: int
+    step_tokens: int
+    budget: int
+
+
 class InflightEngine(EngineLoop):
     """Generates with any causal language model whose attention can be replaced. Owns the model and its device.
 
@@ -61,7 +69,11 @@ class InflightEngine(EngineLoop):
         self._runner = Runner(model, self._backend)
         #: Rows of a step that failed for one of them, until they have been in one that did not.
         self._suspects: set[int] = set()
-        self._max_rows, self._max_step_tokens = limits.max_rows, tokens
+        self._suspects_at_once = 0
+        #: Unless rows are being isolated.
+        self._max_rows = limits.max_rows
+        #: What was known to fit before the first of them ran out of memory.
+        self._before: _Limits | None = None
         self._twins = Twins()
         self._counters = EngineStats()
         self._scanned_at = 0.0
@@ -165,24 +177,24 @@ class InflightEngine(EngineLoop):
         """
         rows, tokens = [chunk.row for chunk in chunks], sum(chunk.count for chunk in chunks)
         log.warning("a step of %d tokens of %d rows failed: %s", tokens, len(rows), reason)
-        if failure is Failure.MEMORY and (len(rows) > 1 or tokens > MIN_CHUNK):
+        memory, budget = failure is Failure.MEMORY, None
+        if memory and (len(rows) > 1 or tokens > MIN_CHUNK):
             self._shrink(len(rows), tokens)
-        elif failure is Failure.MEMORY and not rows[0].retried:
+            self._suspect(rows)
+        elif memory and not rows[0].retried:
             # So little is only tried again, in case another process held the memory.
             rows[0].retried = True
         elif len(rows) == 1:
-            if failure is Failure.MEMORY:
-                # It was this row: what the others did not fit with says nothing.
-                self._max_rows, self.scheduler.max_step_tokens = self.limits.max_rows, self._max_step_tokens
-            rows[0].fail(RowError.OUT_OF_MEMORY if failure is Failure.MEMORY else RowError.INTERNAL_ERROR, reason)
+            budget = self._take_back() if memory else None
+            rows[0].fail(RowError.OUT_OF_MEMORY if memory else RowError.INTERNAL_ERROR, reason)
             self._retire(rows)
+            self._suspects.clear()
             self._trust([])
         else:
-            self._suspects |= {row.key for row in rows}
-            self.scheduler.max_rows = len(rows) // 2
+            self._suspect(rows)
         with self.lock:
-            self.scheduler.restart(first={row.key for row in rows})
-            self._backend.reset()
+            self.scheduler.restart(first=self._suspects or {row.key for row in rows})
+            self._runner.reset(budget)
             self.scheduler.cache = self._backend.cache
         for row in rows:
             self._runner.forget(row)
@@ -194,19 +206,40 @@ class InflightEngine(EngineLoop):
         A prompt that ran alone says nothing about how many rows fit; but a step has a token for each row, at least.
         """
         scheduler, cache = self.scheduler, self._backend.cache
-        most = rows // 2 if rows > 1 else tokens // 2
-        scheduler.max_rows = self._max_rows = min(self._max_rows, most)
-        scheduler.max_step_tokens = min(scheduler.max_step_tokens, max(tokens // 2, MIN_CHUNK))
+        self._before = self._before or _Limits(self._max_rows, scheduler.max_step_tokens, cache.budget)
+        self._max_rows = min(self._max_rows, rows // 2 if rows > 1 else tokens // 2)
+        if tokens > rows:
+            scheduler.max_step_tokens = min(scheduler.max_step_tokens, max(tokens // 2, MIN_CHUNK))
         if rows > 1:
             # A row of any length is still tried, if need be alone.
             least = min(cache.budget, 2 * self.limits.max_length)
             cache.shrink(max(int(cache.budget * cache.used_ratio) // 2, least))
         log.warning("out of memory: at most %d rows and %d tokens a step", self._max_rows, scheduler.max_step_tokens)
 
+    def _take_back(self) -> int | None:
+        """Undo what was learned while a row was found that does not fit even alone: it was that row, and what the
+        others did not fit with says nothing. The budget for keys and values of before."""
+        before, self._before = self._before, None
+        if before is None:
+            return None
+        self._max_rows, self.scheduler.max_step_tokens = before.rows, before.step_tokens
+        return before.budget
+
+    def _suspect(self, rows: Sequence[Row]) -> None:
+        """Begin again with half of the rows of a failed step, or of those that are not trusted among them."""
+        keys = {row.key for row in rows}
+        self._suspects = (keys & self._suspects) or keys
+        self._suspects_at_once = max(len(self._suspects) // 2, 1)
+        self.scheduler.max_rows = min(self._max_rows, self._suspects_at_once)
+
     def _trust(self, chunks: Sequence[Chunk[Row]]) -> None:
-        """The rows of a step that went well are not those that make steps fail."""
-        self._suspects.difference_update(chunk.row.key for chunk in chunks)
-        if not self._suspects:
+        """The rows of a step that went well are not those that make steps fail: others may join them."""
+        if self._suspects:
+            self._suspects.difference_update(chunk.row.key for chunk in chunks)
+        if self._suspects:
+            self.scheduler.max_rows = min(self._max_rows, len(chunks) + self._suspects_at_once)
+        else:
+            self._before = None
             self.scheduler.max_rows = self._max_rows
 
     def _count(self, **more: float) -> None:

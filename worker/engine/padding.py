@@ -48,10 +48,32 @@ def plain_generation(max_new_tokens: int, pad_id: int) -> GenerationConfig:
 
 
 def context_of(config: Any) -> int | None:
-    """Tokens of prompt and output together that the model takes, if its configuration says."""
+    """Tokens of prompt and output together that the model takes, if its configuration says.
+
+    Of a model that computes something else for all rows of a batch once one of them is longer (LongRoPE's frequencies,
+    Phi-3's; the chunks of Llama 4, which only a mask can tell): the length up to which it does not.
+    """
     text_config = config.get_text_config()
     lengths = (getattr(text_config, name, None) for name in _LENGTHS)
-    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
+    context = next((length for length in lengths if isinstance(length, int) and length > 0), None)
+    if context is None or (most := _length_of_one_kind(text_config)) is None or most >= context:
+        return context
+    log.warning("prompt and output may have %d tokens together, not %d: beyond, rows change each other", most, context)
+    return most
+
+
+def _length_of_one_kind(config: Any) -> int | None:
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Models whose layers differ have parameters for each kind of layer.
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    lengths = [
+        kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        lengths.append(getattr(config, "attention_chunk_size", None))
+    return min((length for length in lengths if isinstance(length, int)), default=None)
 
 
 def usable_pad_id(tokenizer_pad: int, eos_ids: frozenset[int], vocabulary: int) -> int:

@@ -9,8 +9,9 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 #: Shared beginnings shorter than this are computed again: that is cheaper than looking for them.
 MIN_SHARED = 16
 
-#: Rows that are compared with a new one. Those of one template all share the same with it.
-_MAX_COMPARED = 8
+#: Rows that are compared with a new one, of the oldest and of the newest with its beginning. Those of one template
+#: all share the same with it, but behind the header of a chat another job's rows may have another one.
+_MAX_COMPARED = 4
 
 
 class Prompted(Protocol):
@@ -62,7 +63,8 @@ class Donors(Generic[RowT]):
         prompt = row.prompt_ids
         alike = self._alike.get(tuple(prompt[:MIN_SHARED]), {})
         same = self._same.get(tuple(prompt), {}) if alike else {}
-        candidates = [*islice(same.values(), 1), *islice(alike.values(), _MAX_COMPARED)]
+        oldest, newest = (islice(rows, _MAX_COMPARED) for rows in (alike.values(), reversed(alike.values())))
+        candidates = [*islice(same.values(), 1), *oldest, *newest]
         donors = [Donor(one, min(common(prompt, one.prompt_ids), len(prompt) - 1)) for one in candidates]
         best = max(donors, key=lambda donor: (donor.shared, donor.ready), default=None)
         return best if best is not None and best.shared >= MIN_SHARED else None

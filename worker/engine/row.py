@@ -122,7 +122,15 @@ class Row:
         return self.done
 
     def take(self, token: int, logprob: float | None) -> None:
-        """Append a token; the row is done if it ends the text."""
+        """Append a token; the row is done if it ends the text, or if the tokenizer cannot say what text it is."""
+        try:
+            self._take(token, logprob)
+        except Exception as error:
+            if self.done:
+                raise
+            self.fail(RowError.TOKENIZER_ERROR, f"its tokens cannot be decoded ({type(error).__name__}: {error})")
+
+    def _take(self, token: int, logprob: float | None) -> None:
         if self._started_at is None:
             self._started_at = now()
         self._token_ids.append(token)
@@ -136,7 +144,11 @@ class Row:
 
     def cancel(self) -> None:
         """End the row with what it has so far."""
-        self._finish("length", self._text(self._token_ids), cancelled=True)
+        try:
+            text = self._text(self._token_ids)
+        except Exception:
+            text = ""  # nobody reads the text of a cancelled row
+        self._finish("length", text, cancelled=True)
 
     def fail(self, code: RowError, message: str) -> None:
         """End the row with an error."""

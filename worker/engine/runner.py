@@ -42,9 +42,18 @@ class Runner:
         if len(places) == len(packed):
             return self._choose(logits, packed), []
         finite = logits.amax(-1).isfinite()
-        chosen = self._choose(logits[places], [packed[place] for place in places]) if places else []
+        # A list as an index would wait for the device.
+        own = logits.index_select(0, upload(np.array(places, np.int64), logits.device))
+        chosen = self._choose(own, [packed[place] for place in places]) if places else []
         fine = {chunk.row.key for chunk, good in zip(packed, finite.tolist(), strict=True) if good or chunk.samples}
         return chosen, [chunk.row for chunk in packed if chunk.row.key not in fine]
+
+    def reset(self, budget: int | None = None) -> None:
+        """Forget all rows and give back the memory for keys and values, and whatever reads it: see ``reset`` of
+        ``AttentionBackend``."""
+        self.backend.reset(budget)
+        if self._graphs is not None:
+            self._graphs.clear()
 
     def forget(self, row: Row) -> None:
         """The row has ended, or begins again."""

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 #: Of the size of its output, how far the kernel for blocks may be from plain matrices: both round to 16 bits.
 KERNEL_TOLERANCE = 0.05
 
+#: Of what the largest step leaves on a CUDA device, the share that keys and values may take.
+_LEFT_SHARE = 0.9
+
 
 class UnservableError(Exception):
     """Raised for a model that computes something else when its rows are packed."""
@@ -75,7 +78,10 @@ def _backend(model: Any, shape: KVShape, limits: EngineLimits, reference: _Check
         del blocks
         free_memory()
     log.info("keys and values lie in slots, not in blocks: %s", why_not)
-    slots = SlotAttention(*place)
+    if model.device.type == "cuda" and limits.kv_tokens is None:
+        # While it doubles, an arena is there twice.
+        budget = max(budget // 2, 1)
+    slots = SlotAttention(shape, model.dtype, model.device, budget, limits.max_length)
     reference.compare(slots)
     return slots
 
@@ -106,7 +112,8 @@ def _budget(model: Any, size: int, limits: EngineLimits) -> int:
     """Token positions, of ``size`` bytes, that there is room for beside the largest step."""
     budget = kv_positions(model.device, size, most=limits.max_rows * 2 * limits.max_length)
     if model.device.type == "cuda":
-        left = free_bytes(model.device) - _activations(model, limits)
+        # What chooses the tokens, the graphs and the libraries need some too.
+        left = int((free_bytes(model.device) - _activations(model, limits)) * _LEFT_SHARE)
         free_memory()
         budget = max(min(budget, left // size), 1)
     return budget

@@ -52,8 +52,8 @@ class SlotAttention:
         self._shape = shape
         self._max_length = max_length
         self._device = device
-        #: By the keys of some rows, the tokens that they share.
-        self._alike: dict[tuple[int, ...], int] = {}
+        #: By the size of their slots, the keys of the rows that generated last, and how many tokens they share.
+        self._alike: dict[int, tuple[tuple[int, ...], int]] = {}
         self._arenas: dict[int, _Arena] = {}
         self._segments: list[_Decode | _Prefill] = []
 
@@ -74,8 +74,8 @@ class SlotAttention:
             segment.attend(layer, query[:, tokens], key[:, tokens], value[:, tokens], out[tokens])
         return out
 
-    def reset(self) -> None:
-        self.cache = SlotCache(self.cache.budget, self._max_length)
+    def reset(self, budget: int | None = None) -> None:
+        self.cache = SlotCache(self.cache.budget if budget is None else budget, self._max_length)
         self._arenas.clear()
         self._segments.clear()
 
@@ -101,7 +101,7 @@ class SlotAttention:
             rows.sort(key=lambda row: row[0])
             at = slice(len(ordered), len(ordered) + len(rows))
             ordered += [chunk for _, chunk in rows]
-            self._segments.append(_Decode.of(at, self._arenas[size], rows, self._shared([chunk for _, chunk in rows])))
+            self._segments.append(_Decode.of(at, self._arenas[size], rows, self._shared(size, ordered[at])))
         first = sum(len(rows) for rows in decoding.values())
         for chunk in prompts:
             slot = self.cache.slot_of(chunk.row.key)
@@ -110,16 +110,18 @@ class SlotAttention:
             first = at.stop
         return ordered + prompts
 
-    def _shared(self, chunks: Sequence[Chunk[Row]]) -> int:
-        """With how many tokens all of these rows begin; 0 if they are too few to make use of it."""
-        if len(chunks) < MIN_ROWS or self._device.type != "cpu":
+    def _shared(self, size: int, chunks: Sequence[Chunk[Row]]) -> int:
+        """With how many tokens all of these rows begin, in slots of ``size``; 0 if that is of no use."""
+        # The kernel that gives the sums of its softmaxes is the CPU's, and takes keys and values of one size.
+        if len(chunks) < MIN_ROWS or self._device.type != "cpu" or self._shape.key_dim != self._shape.value_dim:
             return 0
         keys = tuple(chunk.row.key for chunk in chunks)
-        if keys not in self._alike:
+        known, alike = self._alike.get(size, ((), 0))
+        if known != keys:
             first, *others = (chunk.row.prompt_ids for chunk in chunks)
-            self._alike.clear()
-            self._alike[keys] = min(common(first, other) for other in others)
-        shared = min(self._alike[keys], min(chunk.start for chunk in chunks))
+            alike = min(common(first, other) for other in others)
+            self._alike[size] = keys, alike
+        shared = min(alike, min(chunk.start for chunk in chunks))
         return shared if shared >= MIN_POSITIONS else 0
 
     def _resized(self, operation: Resize) -> _Arena:
@@ -197,6 +199,7 @@ class _Decode:
         return cls(tokens, arena, at, now, rows, max(positions) + 1, shared, where)
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        layer = layer.over(self.width)
         keys, values = self.arena.keys[layer.index], self.arena.values[layer.index]
         keys[self.slots, :, self.positions] = key.transpose(0, 1)
         values[self.slots, :, self.positions] = value.transpose(0, 1)
@@ -254,6 +257,7 @@ class _Prefill:
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
         keys, values = self.arena.keys[layer.index, self.slot], self.arena.values[layer.index, self.slot]
         stop = self.start + key.shape[1]
+        layer = layer.over(stop)
         keys[:, self.start : stop] = key
         values[:, self.start : stop] = value
         groups = query.shape[0] // key.shape[0]

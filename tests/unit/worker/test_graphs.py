@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,11 +16,11 @@ from tests.unit.worker.engine_work import assert_chosen_alone, random_prompt, ra
 from worker.engine import serving
 from worker.engine.attention import NAME
 from worker.engine.block_attention import BlockAttention
-from worker.engine.graphs import MOST_ROWS, Graphs, bucket, graphs_for
+from worker.engine.graphs import MOST_ROWS, CaptureError, Graphs, bucket, graphs_for
 from worker.engine.inflight import InflightEngine
 from worker.engine.request import EngineLimits
 from worker.engine.row import Row
-from worker.engine.runner import forward
+from worker.engine.runner import Runner, forward
 from worker.engine.scheduler import Chunk
 from worker.models import LoadedModel
 
@@ -30,7 +31,7 @@ class Eagerly:
     """Records nothing: computes anew from where the input lies, as a replay does."""
 
     def __init__(self) -> None:
-        self.captured = self.replayed = 0
+        self.captured = self.replayed = self.forgotten = 0
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         self.captured += 1
@@ -40,6 +41,24 @@ class Eagerly:
             return compute()
 
         return replay
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
+class Refuses(Eagerly):
+    """Cannot record: ``refusal`` is what is raised, for the first ``times`` times."""
+
+    def __init__(self, refusal: Exception, times: int = 1_000) -> None:
+        super().__init__()
+        self.refusal, self.times = refusal, times
+
+    def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        recorded = super().__call__(compute)
+        if self.captured > self.times:
+            return recorded
+        compute()
+        raise self.refusal
 
 
 class Stretch:
@@ -131,12 +150,9 @@ def test_steps_with_a_prompt_or_with_a_row_that_does_not_sample_are_not_for_a_gr
 def test_where_capturing_fails_steps_run_without_graphs_and_the_log_says_so_once(
     tiny: Tiny, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        compute()
-        raise RuntimeError("operation not permitted when stream is capturing")
-
     model, backend = on_blocks(tiny("gpt2"))
-    graphs = Graphs(model, backend, refuse)
+    refusal = CaptureError("CUDA error: operation not permitted when stream is capturing")
+    graphs = Graphs(model, backend, Refuses(refusal))
     rows = stretches(3)
     forward(model, backend, prepared(backend, rows, 0, 4))
     for at in (4, 5):
@@ -145,6 +161,49 @@ def test_where_capturing_fails_steps_run_without_graphs_and_the_log_says_so_once
         # And the step can be run all the same.
         assert forward(model, backend, packed).shape[0] == 3
     assert sum("no CUDA graphs" in line for line in caplog.messages) == 1
+
+
+@torch.inference_mode()
+def test_a_device_that_is_lost_while_capturing_ends_the_engine(tiny: Tiny) -> None:
+    model, backend = on_blocks(tiny("gpt2"))
+    graphs = Graphs(model, backend, Refuses(RuntimeError("CUDA error: an illegal memory access was encountered")))
+    rows = stretches(3)
+    forward(model, backend, prepared(backend, rows, 0, 4))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        graphs.run(prepared(backend, rows, 4, 1))
+
+
+@torch.inference_mode()
+def test_a_graph_that_does_not_fit_is_left_out_and_tried_again_when_there_is_memory(tiny: Tiny) -> None:
+    model, backend = on_blocks(tiny("gpt2"))
+    capture = Refuses(torch.OutOfMemoryError("CUDA out of memory"), times=1)
+    graphs = Graphs(model, backend, capture)
+    rows = stretches(5)
+    forward(model, backend, prepared(backend, rows, 0, 4))
+    assert graphs.run(prepared(backend, rows, 4, 1)) is None
+    assert graphs.run(prepared(backend, rows[:2], 5, 1)) is not None
+    assert graphs.run(prepared(backend, rows, 5, 1)) is None
+    assert capture.captured == 2
+
+    backend.reset()
+    forward(model, backend, prepared(backend, rows, 0, 4))
+    assert graphs.run(prepared(backend, rows, 4, 1)) is not None
+    assert capture.forgotten == 1
+
+
+@torch.inference_mode()
+def test_nothing_keeps_the_memory_of_keys_and_values_after_it_was_given_back(tiny: Tiny) -> None:
+    model, backend = on_blocks(tiny("gpt2"))
+    runner = Runner(model, backend)
+    runner._graphs = Graphs(model, backend, Eagerly())
+    rows = stretches(2)
+    forward(model, backend, prepared(backend, rows, 0, 4))
+    assert runner._graphs.run(prepared(backend, rows, 4, 1)) is not None
+    old = [weakref.ref(pool) for pool in backend.pools]
+
+    runner.reset()
+
+    assert [one() for one in old] == [None, None]
 
 
 @torch.inference_mode()

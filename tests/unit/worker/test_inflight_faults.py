@@ -127,6 +127,7 @@ class TestOutOfMemory:
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
         engine = watched(llama, without_the_mark_it_fits, max_rows=8, max_batch_tokens=200)
+        budget = engine.backend.cache.budget
         answers = finish(engine, [engine.submit(one) for one in asked])
 
         assert [answer.error_code for answer in answers] == [None] * 5 + ["out_of_memory"]
@@ -136,6 +137,20 @@ class TestOutOfMemory:
         assert engine.stats().rows == 6
         assert engine.scheduler.max_step_tokens == 200, "it was that row, not the size of the steps"
         assert engine.scheduler.max_rows == 8
+        assert engine.backend.cache.budget == budget, "nor what the others hold"
+
+    def test_rows_that_only_generate_say_nothing_about_the_tokens_of_a_step(self, llama: LoadedModel) -> None:
+        asked = [request(prompt, max_tokens=6) for prompt in prompts(8)]
+        want = tokens_of(run(inflight_for(llama), asked))
+
+        def few_rows_fit(ids: Tensor) -> None:
+            if len(ids) == 8:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        engine = watched(llama, few_rows_fit, max_rows=8, max_batch_tokens=200)
+
+        assert tokens_of(finish(engine, [engine.submit(one) for one in asked])) == want
+        assert (engine.scheduler.max_rows, engine.scheduler.max_step_tokens) == (4, 200)
 
     def test_memory_that_another_process_held_for_a_moment_costs_nothing(self, llama: LoadedModel) -> None:
         left = [1]
@@ -212,6 +227,45 @@ class TestRows:
                 assert answer.token_ids == want[i]
         assert engine.stats().rows == 11
         assert engine.scheduler.max_rows == 8, "the others are not slowed down for ever"
+
+    def test_while_one_is_looked_for_the_others_do_not_run_one_by_one(self, llama: LoadedModel) -> None:
+        asked = [request(prompt, max_tokens=30) for prompt in prompts(32)]
+        want = tokens_of(run(inflight_for(llama, max_rows=32), asked))
+        # Twice: rows may generate it by themselves.
+        asked[20] = request([*asked[20].prompt_ids, MARK, MARK], max_tokens=30)
+        passes: list[int] = []
+
+        def refuse_mark(ids: Tensor) -> None:
+            passes.append(len(ids))
+            if ((ids[1:] == MARK) & (ids[:-1] == MARK)).any():
+                raise ValueError("a bug that this prompt meets")
+
+        engine = watched(llama, refuse_mark, max_rows=32)
+        answers = finish(engine, [engine.submit(one) for one in asked])
+
+        assert [i for i, answer in enumerate(answers) if answer.error_code] == [20]
+        assert all(answer.token_ids == want[i] for i, answer in enumerate(answers) if i != 20)
+        assert len(passes) < 3 * 30
+
+    def test_tokens_that_cannot_be_decoded_are_an_error_of_their_row(
+        self, llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = [request(prompt, max_tokens=4) for prompt in prompts(3)]
+        want = tokens_of(run(inflight_for(llama), asked))
+        engine = inflight_for(llama)
+        futures = [engine.submit(one) for one in asked]
+        original = type(llama.tokenizer).decode
+
+        def decode(tokenizer: object, ids: Sequence[int]) -> str:
+            if [*ids] == want[1]:
+                raise IndexError("piece id is out of range")
+            return original(tokenizer, ids)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(type(llama.tokenizer), "decode", decode)
+        answers = finish(engine, futures)
+
+        assert [answer.error_code for answer in answers] == [None, "tokenizer_error", None]
+        assert "IndexError: piece id is out of range" in (answers[1].error_message or "")
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_after_the_last_suspect_failed_the_engine_is_what_it_was(self, llama: LoadedModel, count: int) -> None:

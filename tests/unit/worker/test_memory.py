@@ -38,6 +38,13 @@ def test_a_containers_limit_counts_less_what_it_has_taken(cgroup: Path) -> None:
     assert free_bytes(CPU) == 30_000_000
 
 
+def test_files_that_a_container_has_read_count_as_free(cgroup: Path) -> None:
+    limit(cgroup, str(50_000_000), 48_000_000)
+    (cgroup / "memory.stat").write_text("anon 10000000\ninactive_file 30000000\nactive_file 8000000\n")
+
+    assert free_bytes(CPU) == 32_000_000
+
+
 def test_a_limit_beyond_the_machine_changes_nothing(cgroup: Path) -> None:
     without = free_bytes(CPU)
     limit(cgroup, str(1 << 60), 0)

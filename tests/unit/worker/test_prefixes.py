@@ -132,6 +132,16 @@ def test_a_row_is_compared_with_few_of_many_that_begin_as_it_does() -> None:
     assert looks[0] == looks[1] > 0
 
 
+def test_a_template_is_found_behind_a_header_that_older_rows_of_others_share() -> None:
+    header, own = [*range(40)], [*range(100, 160)]
+    others = [Row([*header, *range(200 + 10 * i, 240 + 10 * i)]) for i in range(30)]
+    mine = Row([*header, *own, 1])
+    donor = donors(*others, mine).best(Row([*header, *own, 2]))
+
+    assert donor is not None
+    assert (donor.row, donor.shared) == (mine, 100)
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(prompts, max_size=10), st.randoms(use_true_random=False))
 def test_nothing_is_kept_of_rows_that_have_left(asked: list[list[int]], rng: Random) -> None:

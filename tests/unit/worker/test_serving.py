@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from engine_work import generate_alone, inflight_for, random_request, run
+from engine_work import generate_alone, inflight_for, random_prompt, random_request, request, run
 
-from worker.engine import attention, serving
+from worker.engine import attention, padding, serving
 from worker.engine.attention import KVShape
 from worker.engine.inflight import InflightEngine
 from worker.engine.linears import PackedLinear
@@ -142,3 +142,75 @@ def test_a_model_in_16_bits_passes_the_check(tiny: Tiny, dtype: torch.dtype) -> 
     assert backend.cache.budget == 1024
     assert backend.cache.used_ratio == 0
     assert model.config._attn_implementation == attention.NAME
+
+
+class TestRowsThatChangeEachOther:
+    """LongRoPE takes other frequencies for all rows of a batch once one of them is longer than the model once was."""
+
+    LONG_ROPE = {  # noqa: RUF012 - constant
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+
+    @pytest.fixture
+    def phi(self, tiny: Tiny) -> LoadedModel:
+        return tiny("phi3", max_length=256, rope_parameters=self.LONG_ROPE, original_max_position_embeddings=64)
+
+    def test_no_row_may_be_so_long(self, phi: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+        assert padding.context_of(phi.model.config) == 64
+        assert phi.max_length == 64
+        engine = inflight_for(phi)
+        rng = random.Random(5)
+        asked = [request(random_prompt(rng, length), max_tokens=40) for length in (20, 50, 64)]
+
+        short, cut, long = run(engine, asked)
+
+        assert short.token_ids == generate_alone(phi, asked[0].prompt_ids, 40)
+        assert cut.token_ids == generate_alone(phi, asked[1].prompt_ids, 14)
+        assert long.error_code == "prompt_too_long"
+        assert "64 tokens together, not 256" in caplog.text
+
+    def test_other_models_keep_their_context(self, tiny: Tiny) -> None:
+        assert padding.context_of(tiny("phi3", max_length=256).model.config) == 256
+        assert padding.context_of(tiny("gemma3_text", sliding_window=8).model.config) == 512
+
+
+def test_keys_and_values_of_different_sizes_can_share_a_beginning(caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    config = DeepseekV3Config(
+        vocab_size=400, hidden_size=64, intermediate_size=64, moe_intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2,
+        n_group=1, topk_group=1, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16,
+        v_head_dim=12, first_k_dense_replace=1, initializer_range=0.25, max_position_embeddings=256,
+        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = DeepseekV3ForCausalLM(config).eval()
+    rng = random.Random(2)
+    template = random_prompt(rng, 80)
+    prompts = [template + random_prompt(rng, 5) for _ in range(6)]
+    alone = [model.generate(torch.tensor([one]), do_sample=False, max_new_tokens=6)[0, 85:].tolist() for one in prompts]
+    engine = InflightEngine(model, NoText(), EngineLimits(max_rows=8, max_length=256))
+
+    answers = run(engine, [request(one, max_tokens=6) for one in prompts])
+
+    assert [answer.error_message for answer in answers] == [None] * 6
+    assert [answer.token_ids for answer in answers] == alone
+    assert "failed" not in caplog.text, "nor did a step fail and go round with fewer rows"
+    assert engine.stats().shared_tokens > 300
+
+
+class NoText:
+    """A tokenizer for ids that stand for nothing, none of which ends a text."""
+
+    special_ids: dict[str, int] = {}  # noqa: RUF012 - constant
+    pad_id = 0
+    eos_id = -1
+
+    def decode(self, ids: Any) -> str:
+        return ""
