@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import wraps
 from importlib import import_module
 from typing import Any
 
@@ -48,10 +50,12 @@ def inflight(case: Case) -> Iterator[Runner]:
 
 @contextmanager
 def _opened(case: Case, engine_class: Any, limits: EngineLimits) -> Iterator[Runner]:
-    engine = engine_class(load(case), NoText(), limits)
+    model = load(case)
+    engine = engine_class(model, NoText(), limits)
+    clock = _ForwardClock(model)
     try:
         _generate(engine, WARM_UP)
-        yield Runner(lambda: _generate(engine, case.requests), lambda: _numbers(engine))
+        yield Runner(lambda: _generate(engine, case.requests), lambda: _numbers(engine, clock))
     finally:
         engine.close()
 
@@ -71,6 +75,26 @@ def _as_job_row(request: Request, seed: int) -> EngineRequest:
     return EngineRequest("bench", request.prompt_ids, SamplingParams(max_tokens=request.output_tokens), seed)
 
 
-def _numbers(engine: Engine) -> dict[str, float]:
-    """What the engine counted, the warm-up included."""
-    return {name: value for name, value in asdict(engine.stats()).items() if isinstance(value, int | float)}
+class _ForwardClock:
+    """Counts the seconds within a model's forward passes, attention included."""
+
+    def __init__(self, model: Any) -> None:
+        self.seconds = 0.0
+        forward = model.forward
+
+        @wraps(forward)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return forward(*arguments, **named)
+            finally:
+                self.seconds += time.perf_counter() - started
+
+        model.forward = timed
+
+
+def _numbers(engine: Engine, clock: _ForwardClock) -> dict[str, float]:
+    """What the engine counted, the warm-up included, and the share of its steps outside of the model's forward."""
+    stats = engine.stats()
+    numbers = {name: value for name, value in asdict(stats).items() if isinstance(value, int | float)}
+    return {**numbers, "outside_forward": round(1 - clock.seconds / stats.step_seconds, 4)}
