@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     lease_s: float = Field(default=60.0, ge=1.0, le=86_400.0)
     #: Seconds between two rounds of upkeep in one process.
     sweep_s: float = Field(default=5.0, ge=0.1, le=3_600.0)
+    #: Seconds without a step of the engine, rows in hand, after which a worker process ends itself; after half of them
+    #: its leases may expire. The longest step of the slowest machine has to be shorter.
+    stall_s: float = Field(default=300.0, ge=1.0, le=86_400.0)
 
     @classmethod
     def load(cls, **overrides: object) -> Settings:

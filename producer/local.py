@@ -16,10 +16,15 @@ from jobs.spec import split_model
 
 #: Seconds. Shorter than elsewhere: on one machine no network delays a heartbeat, and nobody likes to wait.
 LEASE_S = 20.0
+#: The exit status of a worker whose engine died: it wants to be started again.
+_EXIT_ENGINE = 75
 #: A worker that ends sooner than this after its start counts as failed to start.
 _QUICK_DEATH_S = 20.0
-#: Failed starts in a row before the run gives up.
-_MAX_QUICK_DEATHS = 3
+#: Failed starts in a row before the run gives up; and those of a worker that a signal ended, or its engine (75), which
+#: may be a row's doing: finding out which row takes six.
+_MAX_QUICK_DEATHS, _MAX_QUICK_CRASHES = 3, 10
+#: Seconds between two starts at most.
+_MAX_BACK_OFF_S = 5.0
 #: Between SIGTERM and SIGKILL.
 _STOP_TIMEOUT_S = 20.0
 
@@ -104,13 +109,14 @@ class LocalWorkers:
         quick = time.monotonic() - worker.started < _QUICK_DEATH_S
         worker.failures = worker.failures + 1 if quick else 0
         # 2 is bad usage or a model that cannot be loaded: a restart would say the same.
-        if status == 2 or worker.failures >= _MAX_QUICK_DEATHS:
+        most = _MAX_QUICK_CRASHES if status < 0 or status == _EXIT_ENGINE else _MAX_QUICK_DEATHS
+        if status == 2 or worker.failures >= most:
             raise ModelError(f"the worker cannot serve {self.model}: {_last_words(worker)} (log: {worker.log})")
         sys.stderr.write(
             f"worker {worker.number} ended with status {status} and is started again (log: {worker.log}); "
             f"the rows that it had in hand come back within {LEASE_S:g} s\n"
         )
-        worker.not_before = time.monotonic() + (2.0**worker.failures - 1)
+        worker.not_before = time.monotonic() + min(2.0**worker.failures - 1, _MAX_BACK_OFF_S)
 
     def _start(self, worker: _Worker) -> None:
         threads = max(1, (os.cpu_count() or 1) // self.count)

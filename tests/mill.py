@@ -221,6 +221,10 @@ class Mill:
         """``promptmill-worker start FLAGS`` in the background."""
         return self._start([sys.executable, "-m", "worker", "start", *flags], "worker", **env)
 
+    def start_script(self, script: Path, *arguments: str, **env: str) -> Process:
+        """A Python script in the background, by the interpreter that runs the tests."""
+        return self._start([sys.executable, str(script), *arguments], "script", **env)
+
     def workers(self, model: str, folder: Path, count: int) -> list[Process]:
         """As many live workers, ready to claim."""
         started = [self.worker(model, folder) for _ in range(count)]

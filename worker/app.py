@@ -32,9 +32,6 @@ from worker.tasks import register_tasks
 
 _log = logging.getLogger(__name__)
 
-#: Seconds without a decode step, rows in hand, after which the process ends itself.
-STALL_S = 600.0
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
@@ -132,7 +129,7 @@ def consume(context: WorkerContext, options: WorkerOptions) -> bool:
     app = make_app(context.settings.redis, context.store.id, context.model)
     register_tasks(app, context)
     reconciler = Reconciler(context.store, context.ledger, context.permits, context.registration.id)
-    upkeep = Upkeep(context, reconciler, STALL_S)
+    upkeep = Upkeep(context, reconciler)
     drain = Drain(context, options.grace_s)
     app.steps["worker"].add(drain_step(drain))
     context.ledger.register(context.info())
@@ -172,6 +169,9 @@ class Drain:
         self.asked = False
 
     def by_signal(self, **_: object) -> None:
+        """The first signal begins the drain; another one ends the grace period."""
+        if self.asked:
+            self._context.abandoned.set()
         self.asked = True
         self.begin()
 

@@ -9,7 +9,7 @@ import threading
 import time
 
 from jobs.errors import UnavailableError
-from jobs.ledger import Beat, LeaseState
+from jobs.ledger import FINALIZE, Beat, LeaseState
 from jobs.reconcile import Reconciler
 from worker.context import WorkerContext
 
@@ -27,8 +27,7 @@ _LAST_BEAT_S, _LAST_SWEEP_S = 10.0, 0.5
 class Pulse:
     """Watches the engine's counters: whether it progresses, and how fast."""
 
-    def __init__(self, stall_s: float) -> None:
-        self._stall_s = stall_s
+    def __init__(self) -> None:
         self._steps = self._rows = self._tokens = 0
         self._moved = self._measured = time.monotonic()
         self.rows_per_s = self.tokens_per_s = 0.0
@@ -42,17 +41,18 @@ class Pulse:
         self._steps, self._rows, self._tokens, self._measured = steps, rows, tokens, now
 
     @property
-    def stalled(self) -> bool:
-        return time.monotonic() - self._moved > self._stall_s
+    def still_s(self) -> float:
+        """Seconds since the engine last progressed, or had nothing to do."""
+        return time.monotonic() - self._moved
 
 
 class Upkeep:
     """A worker's heartbeats and its sweeps, on a thread each: a sweep may recover for minutes, leases may not wait."""
 
-    def __init__(self, context: WorkerContext, reconciler: Reconciler, stall_s: float) -> None:
+    def __init__(self, context: WorkerContext, reconciler: Reconciler) -> None:
         self._stopped = threading.Event()
         self._sweeper = Sweeper(context, reconciler, self._stopped)
-        self.heartbeat = Heartbeat(context, self._sweeper, stall_s, self._stopped)
+        self.heartbeat = Heartbeat(context, self._sweeper, self._stopped)
 
     def start(self) -> None:
         self.heartbeat.start()
@@ -103,11 +103,11 @@ class Heartbeat(threading.Thread):
     A heartbeat that cannot be delivered changes nothing: rows go on, and the store decides.
     """
 
-    def __init__(self, context: WorkerContext, sweeper: Sweeper, stall_s: float, stopped: threading.Event) -> None:
+    def __init__(self, context: WorkerContext, sweeper: Sweeper, stopped: threading.Event) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self._context = context
         self._sweeper = sweeper
-        self._pulse = Pulse(stall_s)
+        self._pulse = Pulse()
         self._stopped = stopped
         settings = context.settings
         self._beat_s = min(5.0, settings.lease_s / 6)
@@ -155,16 +155,19 @@ class Heartbeat(threading.Thread):
     def beat(self) -> None:
         """One heartbeat: the registration and the leases, of which the ledger says which are still held.
 
-        Ends the process where the engine died or stands still. Raises UnavailableError.
+        Batches whose engine has stood still for half of ``stall_s`` are not extended: others may have them. Should it
+        go on before they do, its next heartbeat revives them. Ends the process where the engine died, or has stood
+        still for all of it. Raises UnavailableError.
         """
         context, stats = self._context, self._context.engine.stats()
         idle = stats.running_rows == 0 and stats.waiting_rows == 0
         self._pulse.measure(stats.steps, stats.rows, stats.completion_tokens, idle)
-        if context.engine.failure is not None or self._pulse.stalled:
+        if context.engine.failure is not None or self._pulse.still_s > context.settings.stall_s:
             _log.critical("the engine %s: the process ends", "died" if context.engine.failure else "stands still")
             os._exit(EXIT_ENGINE)
         context.ledger.register(context.info(self._pulse.rows_per_s, self._pulse.tokens_per_s))
-        held = list(context.leases)
+        progresses = self._pulse.still_s <= context.settings.stall_s / 2
+        held = [lease for lease in context.leases if progresses or lease.claim.kind == FINALIZE]
         beats = [
             Beat(lease.claim.job, lease.claim.batch, lease.claim.token, lease.rows_done, lease.tokens) for lease in held
         ]

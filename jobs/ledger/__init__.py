@@ -11,6 +11,7 @@ from jobs.ledger.model import (
     Finished,
     JobState,
     LeaseState,
+    Release,
     Sweep,
     WorkerInfo,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "JobState",
     "LeaseState",
     "Ledger",
+    "Release",
     "Sweep",
     "WorkerInfo",
 ]

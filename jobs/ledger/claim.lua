@@ -1,8 +1,9 @@
 #!lua
--- claim(model, fingerprint, owner, token, lease_s): {kind, job, batch, attempt, more, ending, failures}, or false.
+-- claim(model, fingerprint, owner, token, lease_s): {kind, job, batch, attempt, more, ending, failures, expiries,
+-- crashes of its rows as JSON}, or false.
 -- A finalization of the model goes first, then a batch of the job with the lowest pass.
 -- Reads and writes due:M, unpinned:M, pinned:F:M, leases (zsets), vtime and claimed (hashes), job:J (hash),
--- job:J:returned (list), job:J:done (bitmap), job:J:leases and job:J:attempts (hashes).
+-- job:J:returned (list), job:J:done (bitmap), job:J:leases, job:J:attempts and job:J:suspects (hashes).
 local model, fingerprint, owner, token, lease_s = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local unpinned, pinned, due = key('unpinned', model), key('pinned', fingerprint, model), key('due', model)
 
@@ -46,12 +47,13 @@ end
 
 local waiting = call('ZRANGE', due, 0, 0)[1]
 if waiting then
-  local claims, _, _, failures = attempts(waiting, FINALIZE)
+  local claims, expiries, _, failures = attempts(waiting, FINALIZE)
   local attempt = (claims or 0) + 1
   call('ZREM', due, waiting)
   put_lease(waiting, FINALIZE, token, attempt, 0, 0, owner, lease_s)
   call('HSET', key('claimed'), model, num(now))
-  return { 'finalize', waiting, FINALIZE, attempt, more(), get(waiting, 'ending') or 'completed', failures }
+  return { 'finalize', waiting, FINALIZE, attempt, more(), get(waiting, 'ending') or 'completed', failures,
+    expiries, '{}' }
 end
 
 local member, pass, from = head()
@@ -59,7 +61,7 @@ while member do
   local job = string.match(member, ':(.*)$')
   local batch = next_batch(job)
   if batch then
-    local claims, _, _, failures = attempts(job, batch)
+    local claims, expiries, _, failures = attempts(job, batch)
     local attempt = (claims or 0) + 1
     put_lease(job, batch, token, attempt, 0, 0, owner, lease_s)
     start(job)
@@ -69,7 +71,8 @@ while member do
     call('HSET', key('claimed'), model, num(now))
     call('ZREM', from, member)
     if claimable(job) > 0 then call('ZADD', pinned, (get(job, 'pass')), member) end
-    return { 'batch', job, batch, attempt, more(), 'completed', failures }
+    return { 'batch', job, batch, attempt, more(), 'completed', failures, expiries,
+      cjson.encode(suspects(job, batch).crashes) }
   end
   call('ZREM', from, member)
   member, pass, from = head()

@@ -17,8 +17,9 @@ end
 
 local job, model = find()
 if not job then return false end
-local claims, _, _, failures = attempts(job, FINALIZE)
+local claims, expiries, _, failures = attempts(job, FINALIZE)
 local attempt = (claims or 0) + 1
 call('ZREM', key('due', model), job)
 put_lease(job, FINALIZE, token, attempt, 0, 0, owner, lease_s)
-return { 'finalize', job, FINALIZE, attempt, find() and 1 or 0, get(job, 'ending') or 'completed', failures }
+return { 'finalize', job, FINALIZE, attempt, find() and 1 or 0, get(job, 'ending') or 'completed', failures,
+  expiries, '{}' }

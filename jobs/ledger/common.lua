@@ -17,6 +17,7 @@
 -- job:J:leases  hash    batch -> token|attempt|rows|tokens|owner
 -- job:J:attempts hash   batch -> claims|expiries|token|failures, only of batches that were given back or revived
 -- job:J:errors  hash    error code -> rows
+-- job:J:suspects hash   batch -> JSON {token, row, crashes: {row: runs it did not survive}}, of batches run row by row
 local FINALIZE = '-1'
 local SUMMARY_S = 7 * 86400
 local RATE_S = 15
@@ -122,19 +123,37 @@ local function put_attempts(job, batch, claims, expiries, token, failures)
   call('HSET', key('job_attempts', job), batch, table.concat({ claims, expiries, token, failures }, '|'))
 end
 
--- Takes a lease back. An expired one leaves its token, by which a late heartbeat can revive it; a released
--- one leaves none and goes to the front; `failed` counts it as a run of the batch that failed.
-local function give_back(job, batch, expired, failed)
+-- The row that a batch's run noted before it began, under which lease, and how many runs each row did not survive.
+local function suspects(job, batch)
+  local value = call('HGET', key('job_suspects', job), batch)
+  return value and cjson.decode(value) or { token = '', row = '', crashes = {} }
+end
+
+local function put_suspects(job, batch, known)
+  call('HSET', key('job_suspects', job), batch, cjson.encode(known))
+end
+
+-- Counts a crash, or takes one back, for the row that ran alone under this lease, if one did.
+local function blame(job, batch, token, crashes)
+  local known = suspects(job, batch)
+  if token == '' or known.token ~= token then return end
+  known.crashes[known.row] = math.max((known.crashes[known.row] or 0) + crashes, 0)
+  put_suspects(job, batch, known)
+end
+
+-- Takes a lease back. One that `expired` leaves its token, by which a late heartbeat can revive it. One whose owner
+-- `crashed` leaves none, for the owner itself has said so. Both count as expiries, and the batch goes behind the
+-- others. What is `released` goes to the front; so does what `failed`, and is counted as a run that failed.
+local function give_back(job, batch, how)
   local held = lease(job, batch)
   drop_lease(job, batch)
   local _, expiries, _, failures = attempts(job, batch)
-  if expired then
-    put_attempts(job, batch, held.attempt, expiries + 1, held.token, failures)
-  else
-    put_attempts(job, batch, held.attempt, expiries, '', failures + (failed and 1 or 0))
-  end
+  local crashed = how == 'expired' or how == 'crashed'
+  if crashed then blame(job, batch, held.token, 1) end
+  put_attempts(job, batch, held.attempt, expiries + (crashed and 1 or 0), how == 'expired' and held.token or '',
+    failures + (how == 'failed' and 1 or 0))
   if batch ~= FINALIZE then
-    call(expired and 'RPUSH' or 'LPUSH', key('job_returned', job), batch)
+    call(crashed and 'RPUSH' or 'LPUSH', key('job_returned', job), batch)
   end
   settle(job)
 end
@@ -166,6 +185,7 @@ end
 local function record(job, batch, counts)
   if call('SETBIT', key('job_done', job), batch, 1) == 1 then return false end
   drop_lease(job, batch)
+  call('HDEL', key('job_suspects', job), batch)
   if call('HDEL', key('job_attempts', job), batch) == 1 then
     call('LREM', key('job_returned', job), 0, batch)
   end
@@ -201,7 +221,7 @@ local function clear(job)
   call('ZREM', key('deadlines'), job)
   call('ZREM', key('live'), job)
   call('DEL', key('job_returned', job), key('job_done', job), key('job_leases', job), key('job_attempts', job),
-    key('job_errors', job))
+    key('job_errors', job), key('job_suspects', job))
   -- With no job left there is no time to share, and an idle Redis holds nothing that does not expire.
   if call('EXISTS', key('live')) == 0 then call('DEL', key('vtime'), key('claimed')) end
 end

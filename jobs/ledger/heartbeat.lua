@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- heartbeat(lease_s, owner, job, batch, token, rows, tokens, ...): for each lease held, lost, cancelled or expired.
 -- Reads epoch (string), job:J (hash), job:J:done (bitmap); writes leases and the pools and due:M (zsets),
--- job:J:leases and job:J:attempts (hashes), job:J:returned (list).
+-- job:J:leases, job:J:attempts and job:J:suspects (hashes), job:J:returned (list).
 local lease_s, owner = tonumber(ARGV[2]), ARGV[3]
 
 -- What a live lease learns. A finalizer goes on whatever its job is ending as.
@@ -32,7 +32,10 @@ local function take_back(job, batch, token)
     end
     call('ZREM', key('due', (get(job, 'model'))), job)
   end
-  if waits_again then put_attempts(job, batch, claims, math.max(expiries - 1, 0), token, failures) end
+  if waits_again then
+    put_attempts(job, batch, claims, math.max(expiries - 1, 0), token, failures)
+    blame(job, batch, token, -1)
+  end
   return true, claims or 1
 end
 

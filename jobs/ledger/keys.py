@@ -27,6 +27,7 @@ TEMPLATES = {
     "job_leases": "job:{}:leases",
     "job_attempts": "job:{}:attempts",
     "job_errors": "job:{}:errors",
+    "job_suspects": "job:{}:suspects",
 }
 
 #: Hash of store id -> URI, shared by all stores of a Redis: how a look into the wrong store is explained.

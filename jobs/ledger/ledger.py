@@ -18,7 +18,7 @@ import redis
 
 from jobs.errors import InputError, UnknownJobError
 from jobs.ledger import connection, keys, replies
-from jobs.ledger.model import Beat, Claim, Finished, JobState, LeaseState, Sweep, WorkerInfo
+from jobs.ledger.model import Beat, Claim, Finished, JobState, LeaseState, Release, Sweep, WorkerInfo
 from jobs.ledger.replies import text
 from jobs.results import PartCounts
 from jobs.spec import JobFile, Status
@@ -200,12 +200,16 @@ class Ledger:
             raise InputError(f"job {job} has no batch {batch}")
         return Finished(first=bool(reply[0]), finalize=bool(reply[1]))
 
-    def release(self, job: str, batch: int, token: str, failed: bool = False) -> None:
-        """Gives a lease back unfinished; the batch is the job's next. Nothing happens if it is not held.
+    def release(self, job: str, batch: int, token: str, how: Release = Release.RELEASED) -> None:
+        """Gives a lease back unfinished; later claims tell ``how``. Nothing happens if it is not held."""
+        self._scripts.run_twice("release", job, batch, token, how)
 
-        ``failed`` counts this run of the batch among its failures, which later claims tell.
+    def suspect(self, job: str, batch: int, token: str, row: int) -> bool:
+        """Notes that a row of a leased batch is about to run alone: should the lease end now, it counts a crash of it.
+
+        False if the lease is not held.
         """
-        self._scripts.run_twice("release", job, batch, token, int(failed))
+        return bool(self._scripts.run_twice("suspect", job, batch, token, row))
 
     def sweep(self, owner: str) -> Sweep | None:
         """One round of upkeep: expired leases go back, deadlines fire. None while another's is recent.

@@ -13,6 +13,17 @@ BATCH = "batch"
 FINALIZE = "finalize"
 
 
+class Release(StrEnum):
+    """Why a lease is given back before its time."""
+
+    #: For no fault of its batch: the next claim has it first.
+    RELEASED = "released"
+    #: Its run failed.
+    FAILED = "failed"
+    #: Its run took the process with it.
+    CRASHED = "crashed"
+
+
 class LeaseState(StrEnum):
     """What a heartbeat learns about each lease it holds."""
 
@@ -31,7 +42,9 @@ class Claim:
 
     ``attempt`` starts at 1 and counts the claims of this batch; ``more`` says whether this worker could
     claim another batch at this moment. ``ending`` (finalize only) is the status that the job will end with.
-    ``failures`` counts the earlier runs of this batch that were released as failed, not those handed back.
+    ``failures`` counts the earlier runs of this batch that were released as failed, not those handed back;
+    ``expiries`` those that ended with their process, or whose lease expired. ``crashes`` says how many runs, one
+    after the other, a row of the batch did not survive although it ran alone: by row_index.
     """
 
     kind: Literal["batch", "finalize"]
@@ -42,6 +55,8 @@ class Claim:
     more: bool
     ending: Status = Status.COMPLETED
     failures: int = 0
+    expiries: int = 0
+    crashes: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

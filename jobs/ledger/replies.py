@@ -27,12 +27,17 @@ def mapping(pairs: Iterable[Any]) -> dict[str, str]:
 def claim(reply: list[Any] | None, token: str) -> Claim | None:
     if reply is None:
         return None
-    kind, job, batch, attempt, more, ending, failures = (text(item) for item in reply)
+    kind, job, batch, attempt, more, ending, failures, expiries, crashes = (text(item) for item in reply)
     return Claim(
         kind="finalize" if kind == "finalize" else "batch",
         job=job, batch=int(batch), token=token, attempt=int(attempt), more=more == "1", ending=Status(ending),
-        failures=int(failures),
+        failures=int(failures), expiries=int(expiries), crashes=_crashes(crashes),
     )  # fmt: skip
+
+
+def _crashes(encoded: str) -> dict[int, int]:
+    # Lua's JSON writes an empty table as an object or as an array.
+    return {int(row): int(crashes) for row, crashes in dict(json.loads(encoded)).items() if crashes}
 
 
 def job_state(job: str, now: float, reply: list[Any]) -> JobState | None:

@@ -11,7 +11,7 @@ local returned = {}
 for _, member in ipairs(call('ZRANGEBYSCORE', key('leases'), '-inf', num(now), 'LIMIT', 0, limit)) do
   local job, batch = string.match(member, '^(.*):(-?%d+)$')
   if lease(job, batch) then
-    give_back(job, batch, true)
+    give_back(job, batch, 'expired')
     returned[#returned + 1] = job
     returned[#returned + 1] = batch
   else

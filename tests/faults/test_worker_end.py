@@ -79,6 +79,22 @@ def test_a_worker_that_is_told_to_stop_ends_with_0_however_often_it_is_told(
     mill.call("cancel", job).ok()
 
 
+def test_a_second_signal_ends_the_grace_period(mill: Mill, tiny: Path) -> None:
+    worker = mill.worker("tiny", tiny, "--grace", "600", "--max-rows", "1")
+    mill.wait_for_workers([worker])
+    source = mill.prompts("patience", 3000)
+    flags = ("--model", "tiny", "--max-tokens", "64", "--batch-size", "3000")
+    job = mill.call("submit", source, *flags).ok().out.strip()
+    wait_until("a batch to run", lambda: mill.status(job)["batches"]["running"])
+    worker.send(signal.SIGTERM)
+    time.sleep(1)
+    assert worker.alive
+    worker.send(signal.SIGTERM)
+    assert worker.wait(SOON_S) == 0
+    assert mill.status(job)["batches"]["running"] == 0, "its batch was handed back"
+    mill.call("cancel", job).ok()
+
+
 def test_sigquit_changes_nothing(mill: Mill, worker: Process, busy: Callable[[int], str]) -> None:
     job = busy(20)
     worker.send(signal.SIGQUIT)

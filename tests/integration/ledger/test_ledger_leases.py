@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ledger_work import PART, ROWS, W1, claimed, finish, job_file, job_keys, let_leases_expire, run, worker
 
 from jobs.errors import InputError, UnknownJobError
-from jobs.ledger import Beat, Claim, Finished, LeaseState, Ledger, keys
+from jobs.ledger import Beat, Claim, Finished, LeaseState, Ledger, Release, keys
 from jobs.results import PartCounts
 
 W2 = worker("w2")
@@ -168,10 +169,10 @@ class TestFailures:
     def test_only_runs_that_failed_are_counted(self, ledger: Ledger, redis_server) -> None:
         ledger.accept(job_file(batches=1))
         seen = []
-        for failed in (False, True, False, True):
+        for how in (Release.RELEASED, Release.FAILED, Release.RELEASED, Release.FAILED):
             mine = claimed(ledger)
             seen.append((mine.attempt, mine.failures))
-            ledger.release("job", 0, mine.token, failed=failed)
+            ledger.release("job", 0, mine.token, how)
         claimed(ledger)
         let_leases_expire(redis_server.client, ledger)
         ledger.sweep("s")
@@ -180,7 +181,7 @@ class TestFailures:
 
     def test_a_revived_lease_keeps_them(self, ledger: Ledger, redis_server) -> None:
         ledger.accept(job_file(batches=1))
-        ledger.release("job", 0, claimed(ledger).token, failed=True)
+        ledger.release("job", 0, claimed(ledger).token, Release.FAILED)
         mine = claimed(ledger)
         let_leases_expire(redis_server.client, ledger)
         ledger.sweep("s")
@@ -195,6 +196,93 @@ class TestFailures:
         redis_server.client.hset(name, "0", "4|1|a1b2")
         found = claimed(ledger)
         assert (found.attempt, found.failures) == (5, 0)
+
+
+class TestCrashes:
+    """What ended without a word from its owner, and which row ran alone then."""
+
+    @pytest.fixture
+    def lapse(self, ledger: Ledger, redis_server) -> Callable[[], None]:
+        def lapse() -> None:
+            let_leases_expire(redis_server.client, ledger)
+            ledger.sweep("s")
+
+        return lapse
+
+    def test_expiries_and_crashes_are_counted_and_releases_are_not(
+        self, ledger: Ledger, lapse: Callable[[], None]
+    ) -> None:
+        ledger.accept(job_file(batches=1))
+        seen = [claimed(ledger).expiries]
+        lapse()
+        for how in (Release.RELEASED, Release.FAILED, Release.CRASHED):
+            mine = claimed(ledger)
+            seen.append(mine.expiries)
+            ledger.release("job", 0, mine.token, how)
+        assert [*seen, claimed(ledger).expiries] == [0, 1, 1, 1, 2]
+
+    def test_a_batch_that_crashed_goes_behind_the_others_that_came_back(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=3))
+        first, second = claimed(ledger), claimed(ledger)
+        ledger.release("job", first.batch, first.token, Release.CRASHED)
+        ledger.release("job", second.batch, second.token)
+        assert [claimed(ledger).batch for _ in range(3)] == [1, 0, 2]
+
+    def test_a_crash_is_the_rows_that_ran_alone(self, ledger: Ledger, lapse: Callable[[], None]) -> None:
+        ledger.accept(job_file(batches=2))
+        for crashes in range(3):
+            mine = claimed(ledger)
+            assert mine.crashes == ({7: crashes} if crashes else {})
+            assert ledger.suspect("job", mine.batch, mine.token, 7)
+            lapse()
+            other = claimed(ledger)
+            assert (other.batch, other.crashes) == (mine.batch, {7: crashes + 1})
+            ledger.release("job", other.batch, other.token)
+
+    def test_a_row_that_survives_is_forgiven(self, ledger: Ledger, lapse: Callable[[], None]) -> None:
+        ledger.accept(job_file(batches=1))
+        mine = claimed(ledger)
+        ledger.suspect("job", 0, mine.token, 7)
+        lapse()
+        mine = claimed(ledger)
+        for row in (7, 3, 4):
+            ledger.suspect("job", 0, mine.token, row)
+        ledger.release("job", 0, mine.token, Release.CRASHED)
+        assert claimed(ledger).crashes == {4: 1}
+
+    def test_what_a_batch_did_without_noting_a_row_blames_none(self, ledger: Ledger, lapse: Callable[[], None]) -> None:
+        ledger.accept(job_file(batches=1))
+        mine = claimed(ledger)
+        ledger.suspect("job", 0, mine.token, 7)
+        ledger.release("job", 0, mine.token)
+        claimed(ledger)
+        lapse()
+        assert claimed(ledger).crashes == {}
+
+    def test_a_revived_lease_takes_the_blame_back(self, ledger: Ledger, lapse: Callable[[], None]) -> None:
+        ledger.accept(job_file(batches=1))
+        mine = claimed(ledger)
+        ledger.suspect("job", 0, mine.token, 7)
+        lapse()
+        assert beat(ledger, mine) is LeaseState.HELD
+        ledger.release("job", 0, mine.token)
+        again = claimed(ledger)
+        assert (again.expiries, again.crashes) == (0, {})
+
+    def test_only_the_holder_can_note_a_row(self, ledger: Ledger) -> None:
+        ledger.accept(job_file(batches=1))
+        mine = claimed(ledger)
+        assert not ledger.suspect("job", 0, "somebody else", 7)
+        finish(ledger, mine)
+        assert not ledger.suspect("job", 0, mine.token, 7)
+
+    def test_a_finished_batch_leaves_nothing_of_it(self, ledger: Ledger, redis_server) -> None:
+        ledger.accept(job_file(batches=2))
+        mine = claimed(ledger)
+        ledger.suspect("job", 0, mine.token, 7)
+        assert "job:job:suspects" in job_keys(redis_server.client, ledger, "job")
+        finish(ledger, mine)
+        assert "job:job:suspects" not in job_keys(redis_server.client, ledger, "job")
 
 
 class TestExpiry:

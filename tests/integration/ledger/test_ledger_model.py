@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from ledger_work import job_file, let_leases_expire, worker
 
 from jobs.errors import InputError
-from jobs.ledger import Beat, Claim, Ledger, keys
+from jobs.ledger import Beat, Claim, Ledger, Release, keys
 from jobs.results import PartCounts
 from jobs.spec import Status
 
@@ -37,6 +37,7 @@ class Job:
     done: dict[int, int] = field(default_factory=dict)
     leases: dict[int, str] = field(default_factory=dict)
     lapsed: dict[int, str] = field(default_factory=dict)
+    expiries: dict[int, int] = field(default_factory=dict)
     ending: str = "completed"
 
     @property
@@ -103,6 +104,7 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             assert job.status == "in_progress"
             assert claim.batch in job.free
+        assert claim.expiries == job.expiries.get(claim.batch, 0)
         job.leases[claim.batch] = claim.token
         job.lapsed.pop(claim.batch, None)
         self.claims.append(claim)
@@ -135,11 +137,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        claim = data.draw(st.sampled_from(self.claims))
-        self.ledger.release(claim.job, claim.batch, claim.token)
+        claim, how = data.draw(st.sampled_from(self.claims)), data.draw(st.sampled_from(Release))
+        self.ledger.release(claim.job, claim.batch, claim.token, how)
         job = self.jobs[claim.job]
         if job.leases.get(claim.batch) == claim.token:
             del job.leases[claim.batch]
+            job.expiries[claim.batch] = job.expiries.get(claim.batch, 0) + (how is Release.CRASHED)
 
     @precondition(lambda self: any(job.leases for job in self.jobs.values()))
     @rule(data=st.data())
@@ -152,6 +155,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert sweep.returned == [(name, batch)]
         job = self.jobs[name]
         job.lapsed[batch] = job.leases.pop(batch)
+        job.expiries[batch] = job.expiries.get(batch, 0) + 1
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data())
@@ -164,6 +168,7 @@ class LedgerMachine(RuleBasedStateMachine):
         revived = job.lapsed.get(claim.batch) == claim.token and not finalizer_runs
         if revived:
             job.leases[claim.batch] = job.lapsed.pop(claim.batch)
+            job.expiries[claim.batch] -= 1
         if not (held or revived):
             assert state == "lost"
         elif job.status == "cancelling" and claim.batch != -1:

@@ -12,11 +12,12 @@ import pytest
 from jobs import layout
 from jobs.errors import RedisUnavailableError
 from jobs.finalize import unrun_batch
-from jobs.ledger import LeaseState
+from jobs.ledger import LeaseState, Release
 from jobs.prompts import read_batch
 from jobs.reconcile import Reconciler
-from jobs.spec import Status
+from jobs.spec import SamplingParams, Status
 from worker import batch as worker_batch
+from worker import generate as worker_generate
 from worker.batch import run_claim, run_permit
 from worker.engine.loop import EngineDied
 from worker.engine.request import Request
@@ -128,7 +129,7 @@ def test_an_error_that_comes_back_every_time_makes_error_rows_and_not_an_endless
     def fail(*_: object) -> None:
         raise KeyError("nobody foresaw this")
 
-    with patch.object(worker_batch, "encode", fail):
+    with patch.object(worker_generate, "encode", fail):
         for _ in range(worker_batch.MAX_FAILURES - 1):
             with pytest.raises(KeyError):
                 run_claim(worker)
@@ -145,15 +146,69 @@ def test_an_error_that_comes_back_every_time_makes_error_rows_and_not_an_endless
     assert rows[0]["attempt"] == worker_batch.MAX_FAILURES
 
 
-def test_an_engine_that_died_is_no_fault_of_the_batch(bench: Bench, prompts: Prompts) -> None:
-    job = bench.submit([{"prompt": "poison"}, {"prompt": "fine"}])
-    for attempt in range(worker_batch.MAX_FAILURES + 1):
-        broken = bench.worker(f"broken-{attempt}", die_on="poison")
-        with pytest.raises(EngineDied, match="CUDA error"):
-            run_permit(broken)
-    state = bench.run(bench.worker("sound"), job)
+class TestProcessesThatEnd:
+    """An engine that died takes its process with it; each worker here is the next process."""
 
-    assert (state.completed, state.failed) == (2, 0)
+    MARKER = "ends engines"
+
+    def crash(self, bench: Bench, times: int) -> None:
+        """So many processes end."""
+        for _ in range(times):
+            with pytest.raises(EngineDied, match="CUDA error"):
+                run_permit(bench.worker(die_on=self.MARKER))
+
+    def test_before_a_row_is_known_to_be_why_none_is_blamed(self, bench: Bench) -> None:
+        job = bench.submit([{"prompt": self.MARKER}, {"prompt": "fine"}])
+        self.crash(bench, worker_generate.ROW_BY_ROW_AFTER + worker_generate.MAX_CRASHES - 1)
+        state = bench.run(bench.worker("sound"), job)
+
+        assert (state.completed, state.failed) == (2, 0)
+
+    def test_the_row_that_ends_them_becomes_poison_and_no_other_is_harmed(self, bench: Bench, prompts: Prompts) -> None:
+        rows = prompts(12)
+        rows[6] = {**rows[6], "prompt": f"it {self.MARKER}", "n": 2}
+        job, beside = bench.submit(rows), bench.submit(prompts(5))
+        self.crash(bench, worker_generate.ROW_BY_ROW_AFTER + worker_generate.MAX_CRASHES)
+        last = bench.worker(die_on=self.MARKER)
+        state = bench.run(last, job)
+
+        assert (state.status, state.completed, state.failed) == (Status.COMPLETED, 11, 2)
+        assert state.errors == {"poison": 2}
+        rows = bench.rows(job)
+        assert [(row["row_index"], row["sample_index"]) for row in rows if row["status"] == "error"] == [(6, 0), (6, 1)]
+        assert "3 worker processes ended" in next(row["error_message"] for row in rows if row["error_message"])
+        assert bench.run(last, beside).completed == 5
+        assert last.engine.failure is None
+
+    def test_a_batch_that_has_cost_two_has_the_engine_to_itself(self, bench: Bench, prompts: Prompts) -> None:
+        job = bench.submit(prompts(4))
+        for _ in range(worker_generate.ALONE_AFTER):
+            claim = bench.ledger.claim(bench.worker().info())
+            assert claim is not None
+            bench.ledger.release(claim.job, claim.batch, claim.token, Release.CRASHED)
+        worker = bench.worker(tokens_per_second=200.0)
+        own = worker.engine.submit(Request("other", [65], SamplingParams(max_tokens=60), 1))
+        ended_first = []
+        with patch.object(worker_generate, "encode", lambda *_: ended_first.append(own.done()) or [66]):
+            bench.run(worker, job)
+
+        assert ended_first == [True] * 4
+        assert bench.state(job).completed == 4
+
+    def test_a_crash_while_rows_run_one_by_one_does_not_begin_with_those_that_survived(
+        self, bench: Bench, prompts: Prompts
+    ) -> None:
+        rows = prompts(8)
+        rows[7] = {"prompt": self.MARKER, "number": 7}
+        job = bench.submit(rows, batch_size=8)
+        self.crash(bench, worker_generate.ROW_BY_ROW_AFTER + 1)
+        last = bench.worker(die_on=self.MARKER)
+        with pytest.raises(EngineDied):
+            run_permit(last)
+
+        assert last.engine.stats().rows == 0, "the suspect went first"
+        self.crash(bench, 1)
+        assert bench.run(bench.worker(die_on=self.MARKER), job).errors == {"poison": 1}
 
 
 def test_a_part_that_is_in_the_store_is_finished_and_not_generated_again(bench: Bench, prompts: Prompts) -> None:
@@ -242,7 +297,7 @@ class Running:
     def __init__(self, bench: Bench, rows: list[dict[str, Any]]) -> None:
         self.worker = bench.worker("slow", tokens_per_second=40.0)
         self.job = bench.submit(rows, batch_size=len(rows), max_tokens=20)
-        self.upkeep = Upkeep(self.worker, Reconciler(bench.store, bench.ledger, bench.permits, "slow"), 60.0)
+        self.upkeep = Upkeep(self.worker, Reconciler(bench.store, bench.ledger, bench.permits, "slow"))
         self._thread = threading.Thread(target=run_permit, args=(self.worker,))
         self._thread.start()
         self.requests: list[Request] = []

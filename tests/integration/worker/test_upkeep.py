@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from jobs.errors import RedisUnavailableError
 from jobs.ledger import LeaseState
+from jobs.spec import SamplingParams
 from tests.integration.worker.conftest import Bench
 from tests.mill import wait_until
 from worker.context import WorkerContext
+from worker.engine.fake import FakeEngine
+from worker.engine.request import EngineStats, Request
 from worker.heartbeat import Upkeep
 
 LEASE_S = 1.0
@@ -52,7 +55,7 @@ def worker(bench: Bench) -> WorkerContext:
 
 @pytest.fixture
 def upkeep(worker: WorkerContext, rounds: Any) -> Iterator[Upkeep]:
-    upkeep = Upkeep(worker, rounds, 60.0)
+    upkeep = Upkeep(worker, rounds)
     upkeep.start()
     yield upkeep
     upkeep.stop()
@@ -74,6 +77,38 @@ def test_leases_live_on_and_a_permit_is_sent_while_a_sweep_takes_its_time(
     assert sweep.returned == []
     assert (lease.state, bench.state(job).running) == (LeaseState.HELD, 1)
     assert len(rounds.begun) == 1
+
+
+def test_leases_of_an_engine_that_stands_still_are_left_to_others_and_revived_when_it_goes_on(
+    bench: Bench, worker: WorkerContext, rounds: Any, prompts: Callable[[int], list[Mapping[str, Any]]]
+) -> None:
+    job = bench.submit(prompts(4))
+    claim = bench.ledger.claim(worker.info())
+    assert claim is not None
+    lease = worker.leases.hold(claim)
+    worker.engine = FakeEngine(hang_on="lamp")
+    worker.engine.submit(Request("job", [*b"lamp"], SamplingParams(max_tokens=5), 1))
+    worker.engine.start()
+    wait_until("the engine to hang", lambda: worker.engine.rows_in_hand)
+    heartbeat = Upkeep(worker, rounds).heartbeat
+    stats = replace(EngineStats(), running_rows=1)
+    worker.engine.stats = lambda: stats  # type: ignore[method-assign]
+    heartbeat.beat()
+    time.sleep(1.5 * LEASE_S)
+    heartbeat.beat()
+    assert bench.ledger.sweep("another").returned == []
+
+    heartbeat._pulse._moved -= worker.settings.stall_s * 0.6
+    heartbeat.beat()
+    time.sleep(1.5 * LEASE_S)
+    heartbeat.beat()
+    assert bench.ledger.sweep("yet another").returned == [(job.id, 0)]
+
+    stats = replace(stats, steps=1)
+    heartbeat.beat()
+    assert lease.state is LeaseState.HELD
+    assert bench.state(job).running == 1
+    worker.engine.close()
 
 
 def test_no_sweep_for_a_lease_after_an_outage(upkeep: Upkeep, rounds: Rounds) -> None:

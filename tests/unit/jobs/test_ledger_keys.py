@@ -36,6 +36,7 @@ SCRIPTS = sorted(Path(jobs.ledger.__file__).parent.glob("*.lua"))
         ("job_leases", ("j",), "promptmill:s1:job:j:leases"),
         ("job_attempts", ("j",), "promptmill:s1:job:j:attempts"),
         ("job_errors", ("j",), "promptmill:s1:job:j:errors"),
+        ("job_suspects", ("j",), "promptmill:s1:job:j:suspects"),
     ],
 )
 def test_each_key_has_its_literal_name(name: str, parts: tuple[str, ...], literal: str) -> None:
