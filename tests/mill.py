@@ -32,6 +32,7 @@ from jobs.store import Store
 from producer.cli import main
 from producer.connection import Connection
 from producer.server import server_binary
+from tests.forkserver import fork_worker
 
 #: Seconds. Short, so that a test sees a lease expire; long enough for a busy machine's heartbeats.
 LEASE_S, SWEEP_S = 4.0, 0.5
@@ -116,43 +117,76 @@ class Outcome:
 class Process:
     """A worker, or a command that goes on, in a session of its own; its output is in ``log``."""
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path, **options: Any) -> None:
+    pid: int
+
+    def __init__(self, log: Path) -> None:
         self.log = log
-        #: Whether this is a worker.
-        self.serves = "worker" in command
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, negative for a signal; None of one that lives."""
+        raise NotImplementedError
+
+    @property
+    def alive(self) -> bool:
+        return self.returncode is None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal; one that has ended already gets none."""
+        if self.alive:
+            os.kill(self.pid, number)
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """The exit status, once there is one. Raises TimeoutError."""
+        wait_until(f"process {self.pid} to end", lambda: not self.alive, timeout_s, every_s=0.02)
+        assert self.returncode is not None
+        return self.returncode
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def close(self) -> None:
+        self.send(signal.SIGKILL)
+        self.wait()
+
+
+class Command(Process):
+    """A program that was started as users start it."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path, **options: Any) -> None:
+        super().__init__(log)
         self._output = log.open("ab")
         self.popen = subprocess.Popen(
             command, stdout=self._output, stderr=self._output, env=environment, start_new_session=True,
             # Tests that run under nohup are to see what those see that do not.
             preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL), **options,
         )  # fmt: skip
+        self.pid = self.popen.pid
 
     @property
-    def pid(self) -> int:
-        return self.popen.pid
-
-    @property
-    def alive(self) -> bool:
-        return self.popen.poll() is None
-
-    def send(self, number: signal.Signals) -> None:
-        self.popen.send_signal(number)
-
-    def wait(self, timeout_s: float = PATIENCE_S) -> int:
-        """The exit status, negative for a signal."""
-        return self.popen.wait(timeout_s)
-
-    def said(self) -> str:
-        return self.log.read_text(errors="replace")
+    def returncode(self) -> int | None:
+        return self.popen.poll()
 
     def close(self) -> None:
-        if self.alive:
-            self.send(signal.SIGKILL)
-        self.popen.wait()
+        super().close()
         if self.popen.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.popen.stdin.close()
         self._output.close()
+
+
+class Worker(Process):
+    """A worker that did not have to import anything; see tests/forkserver.py."""
+
+    def __init__(self, flags: Sequence[str], environment: dict[str, str], folder: Path, log: Path) -> None:
+        super().__init__(log)
+        self._process = fork_worker(["start", *flags], environment, folder, log)
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
 
 
 @dataclass
@@ -207,47 +241,47 @@ class Mill:
                 root.setLevel(level)
         return Outcome(code, out.text(), err.text())
 
-    def start(self, *arguments: str, name: str = "command", stdin: int = subprocess.DEVNULL, **env: str) -> Process:
+    def start(self, *arguments: str, name: str = "command", stdin: int = subprocess.DEVNULL, **env: str) -> Command:
         """``promptmill ARGUMENTS`` in the background."""
         return self._start(_promptmill(*arguments), name, stdin=stdin, **env)
 
-    def worker(self, model: str, folder: Path, *flags: str) -> Process:
+    def worker(self, model: str, folder: Path, *flags: str, **env: str) -> Worker:
         """A worker process that serves ``folder`` as ``model``; it may still be loading."""
-        # The last two: should the tests themselves be killed, their workers end.
-        own = ("--model", f"{model}={folder}", *WORKER_FLAGS, "--parent", str(os.getpid()))
-        return self.start_worker(*own, *flags)
+        log = self._next_log("worker")
+        own = ("--model", f"{model}={folder}", *WORKER_FLAGS)
+        worker = Worker([*own, *flags], {**self.environment, **env}, self.folder, log)
+        self.processes.append(worker)
+        return worker
 
-    def start_worker(self, *flags: str, **env: str) -> Process:
-        """``promptmill-worker start FLAGS`` in the background."""
+    def start_worker(self, *flags: str, **env: str) -> Command:
+        """``promptmill-worker start FLAGS`` in the background, as users start it."""
         return self._start([sys.executable, "-m", "worker", "start", *flags], "worker", **env)
 
-    def start_script(self, script: Path, *arguments: str, **env: str) -> Process:
-        """A Python script in the background, by the interpreter that runs the tests."""
-        return self._start([sys.executable, str(script), *arguments], "script", **env)
-
-    def workers(self, model: str, folder: Path, count: int) -> list[Process]:
+    def workers(self, model: str, folder: Path, count: int) -> list[Worker]:
         """As many live workers, ready to claim."""
         started = [self.worker(model, folder) for _ in range(count)]
         self.wait_for_workers(started)
         return started
 
-    def wait_for_workers(self, started: list[Process]) -> None:
+    def wait_for_workers(self, started: Sequence[Process]) -> None:
         pids = {process.pid for process in started}
 
         def ready() -> bool:
             for process in started:
-                assert process.alive, f"the worker ended with {process.popen.returncode}:\n{process.said()}"
+                assert process.alive, f"the worker ended with {process.returncode}:\n{process.said()}"
             with self.ledger() as ledger:
                 return pids <= {worker.pid for worker in ledger.workers()}
 
         wait_until("the workers to register", ready, every_s=0.2)
 
-    def _start(self, command: Sequence[str], name: str, stdin: int = subprocess.DEVNULL, **env: str) -> Process:
-        log = self.folder / f"{name}-{len(self.processes)}.log"
+    def _start(self, command: Sequence[str], name: str, stdin: int = subprocess.DEVNULL, **env: str) -> Command:
         environment = {**self.environment, **env}
-        process = Process(command, environment, log, stdin=stdin, cwd=self.folder)
+        process = Command(command, environment, self._next_log(name), stdin=stdin, cwd=self.folder)
         self.processes.append(process)
         return process
+
+    def _next_log(self, name: str) -> Path:
+        return self.folder / f"{name}-{len(self.processes)}.log"
 
     # -- Sources.
 

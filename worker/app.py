@@ -131,9 +131,7 @@ def consume(context: WorkerContext, options: WorkerOptions) -> bool:
     reconciler = Reconciler(context.store, context.ledger, context.permits, context.registration.id)
     upkeep = Upkeep(context, reconciler)
     drain = Drain(context, options.grace_s)
-    app.steps["worker"].add(drain_step(drain))
-    context.ledger.register(context.info())
-    upkeep.start()
+    app.steps["worker"].add(drain_step(drain, upkeep))
     signals.worker_shutting_down.connect(drain.by_signal)
     # Messages are JSON and carry nothing: running as root is no more dangerous than for any program.
     warnings.filterwarnings("ignore", category=SecurityWarning)
@@ -186,8 +184,10 @@ class Drain:
         self._timer.cancel()
 
 
-def drain_step(drain: Drain) -> type[bootsteps.StartStopStep]:
+def drain_step(drain: Drain, upkeep: Upkeep) -> type[bootsteps.StartStopStep]:
     """The part of Celery's worker that begins ``drain`` whatever stops the worker, and sees to its signals.
+
+    From then on the worker is listed: it ends as it is told to.
 
     Without it a consumer that dies (of a message that is no JSON, for one) waits for the threads of the pool, which
     go on for as long as there is work: a process that lives and takes no permits.
@@ -204,6 +204,7 @@ def drain_step(drain: Drain) -> type[bootsteps.StartStopStep]:
             signal.signal(signal.SIGINT, warm)
             signal.signal(signal.SIGQUIT, signal.SIG_IGN)
             signal.signal(signal.SIGHUP, signal.SIG_IGN if hangup is signal.SIG_IGN else warm)
+            upkeep.start()
 
         def close(self, parent: object) -> None:
             drain.begin()

@@ -61,8 +61,9 @@ class Upkeep:
     def stop(self) -> None:
         """Returns when no heartbeat is under way: one that came late would list a worker that has gone."""
         self._stopped.set()
-        self.heartbeat.join(_LAST_BEAT_S)
-        self._sweeper.join(_LAST_SWEEP_S)
+        if self.heartbeat.ident is not None:  # else the worker failed before it was ready
+            self.heartbeat.join(_LAST_BEAT_S)
+            self._sweeper.join(_LAST_SWEEP_S)
 
 
 class Sweeper(threading.Thread):

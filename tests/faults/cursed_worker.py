@@ -1,4 +1,4 @@
-"""``promptmill-worker``, but for prompts with CURSE in them: run as a script, with a worker's arguments.
+"""The plugin of a worker that cannot stand prompts with CURSE in them.
 
 The environment says what such a prompt does as soon as the model is to run it: CURSE_FATE is ``segv`` (the process
 ends as of a bug in a library) or ``hang`` (the engine stands still). With CURSE_ONCE, a path, it does so only until
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from worker import generate
-from worker.cli import main
 from worker.engine.runner import Runner
 
 CURSE = "a curse"
@@ -50,7 +49,6 @@ def _is_due() -> bool:
     return True
 
 
-if __name__ == "__main__":
+def install() -> None:
     generate.encode = encode
     Runner.run = run  # type: ignore[method-assign]
-    main()

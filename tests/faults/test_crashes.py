@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobs.ledger import keys
-from tests.mill import LEASE_S, Mill, Process, Server, rows_in_order, wait_until
+from tests.mill import LEASE_S, Mill, Process, Server, Worker, rows_in_order, wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -22,9 +22,9 @@ TOKENS = "32"
 
 
 @pytest.fixture
-def workers(mill: Mill, tiny: Path) -> list[Process]:
+def workers(mill: Mill, tiny: Path) -> list[Worker]:
     """Two live workers; what an earlier test has killed is started anew."""
-    alive = [process for process in mill.processes if process.serves and process.alive]
+    alive = [process for process in mill.processes if isinstance(process, Worker) and process.alive]
     alive += [mill.worker("tiny", tiny, "--grace", "0.2") for _ in range(2 - len(alive))]
     mill.wait_for_workers(alive)
     return alive
@@ -70,7 +70,7 @@ def assert_exactly(mill: Mill, job: str, rows: int) -> dict[str, Any]:
     return status
 
 
-def test_a_worker_that_is_killed_half_way_costs_no_row(mill: Mill, workers: list[Process]) -> None:
+def test_a_worker_that_is_killed_half_way_costs_no_row(mill: Mill, workers: list[Worker]) -> None:
     job = submit(mill, "killed", 1_000, 50)
     mill.wait_for_rows(job, 200)
     stop_with_leases(mill, job, workers[0])
@@ -84,7 +84,7 @@ def test_a_worker_that_is_killed_half_way_costs_no_row(mill: Mill, workers: list
     assert max(table["attempt"].to_pylist()) == 2, "what the dead worker held was run again"
 
 
-def test_a_worker_that_is_told_to_end_hands_its_batches_back_at_once(mill: Mill, workers: list[Process]) -> None:
+def test_a_worker_that_is_told_to_end_hands_its_batches_back_at_once(mill: Mill, workers: list[Worker]) -> None:
     job = submit(mill, "drained")
     mill.wait_for_rows(job, 40)
     stop_with_leases(mill, job, workers[0])
@@ -98,7 +98,7 @@ def test_a_worker_that_is_told_to_end_hands_its_batches_back_at_once(mill: Mill,
     assert_exactly(mill, job, 300)
 
 
-def test_a_flushed_redis_learns_its_jobs_from_the_store(mill: Mill, workers: list[Process]) -> None:
+def test_a_flushed_redis_learns_its_jobs_from_the_store(mill: Mill, workers: list[Worker]) -> None:
     job = submit(mill, "flushed")
     mill.wait_for_rows(job, 80)
     with mill.redis() as client:
@@ -109,7 +109,7 @@ def test_a_flushed_redis_learns_its_jobs_from_the_store(mill: Mill, workers: lis
     assert_exactly(mill, job, 300)
 
 
-def test_redis_may_crash_and_come_back(mill: Mill, server: Server, workers: list[Process]) -> None:
+def test_redis_may_crash_and_come_back(mill: Mill, server: Server, workers: list[Worker]) -> None:
     job = submit(mill, "crashed")
     mill.wait_for_rows(job, 80)
     server.kill()
@@ -123,7 +123,7 @@ def test_redis_may_crash_and_come_back(mill: Mill, server: Server, workers: list
     assert all(worker.alive for worker in workers)
 
 
-def test_lost_permits_lose_no_work(mill: Mill, workers: list[Process]) -> None:
+def test_lost_permits_lose_no_work(mill: Mill, workers: list[Worker]) -> None:
     with mill.redis() as client:
         job = submit(mill, "permits", 100)
         deadline = time.monotonic() + 2.0
@@ -134,7 +134,7 @@ def test_lost_permits_lose_no_work(mill: Mill, workers: list[Process]) -> None:
     assert_exactly(mill, job, 100)
 
 
-def test_a_producer_that_is_killed_while_it_stages_has_accepted_nothing(mill: Mill, workers: list[Process]) -> None:
+def test_a_producer_that_is_killed_while_it_stages_has_accepted_nothing(mill: Mill, workers: list[Worker]) -> None:
     lines = [json.dumps({"prompt": f"staged {number}", "number": number}) + "\n" for number in range(600)]
     flags = ("submit", "-", "--model", "tiny", "--max-tokens", "2", "--batch-size", "100")
     before, stages = mill.job_files(), set(mill.stages())
@@ -151,7 +151,7 @@ def test_a_producer_that_is_killed_while_it_stages_has_accepted_nothing(mill: Mi
     assert_exactly(mill, done.out.strip(), 600)
 
 
-def test_a_job_whose_producer_died_before_it_told_redis_is_run(mill: Mill, workers: list[Process]) -> None:
+def test_a_job_whose_producer_died_before_it_told_redis_is_run(mill: Mill, workers: list[Worker]) -> None:
     job = mill.call("submit", mill.prompts("untold", 60), "--model", "later", "--batch-size", "10").ok().out.strip()
     with mill.ledger() as ledger:
         ledger.forget(job)
@@ -163,7 +163,7 @@ def test_a_job_whose_producer_died_before_it_told_redis_is_run(mill: Mill, worke
     mill.call("cancel", job).ok()
 
 
-def test_the_death_of_a_worker_is_noticed_within_lease_and_sweep(mill: Mill, workers: list[Process]) -> None:
+def test_the_death_of_a_worker_is_noticed_within_lease_and_sweep(mill: Mill, workers: list[Worker]) -> None:
     job = submit(mill, "noticed", 200, 20)
     stop_with_leases(mill, job, workers[0])
     workers[0].send(signal.SIGKILL)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.faults import cursed_worker
 from tests.faults.cursed_worker import CURSE
-from tests.mill import PATIENCE_S, WORKER_FLAGS, Mill, Process, rows_in_order, wait_until
+from tests.mill import PATIENCE_S, Mill, Process, rows_in_order, wait_until
 from worker.generate import MAX_CRASHES, ROW_BY_ROW_AFTER
 from worker.heartbeat import EXIT_ENGINE
 
 pytestmark = pytest.mark.faults
-
-SCRIPT = Path(__file__).with_name("cursed_worker.py")
 
 
 @pytest.fixture
@@ -24,12 +22,11 @@ def supervised(mill: Mill, tiny: Path) -> Callable[..., list[Process]]:
     """Keeps one cursed worker alive until some jobs have ended, as a supervisor would; all processes there were."""
 
     def supervise(*jobs: str, **env: str) -> list[Process]:
-        flags = ["start", "--model", f"tiny={tiny}", *WORKER_FLAGS, "--parent", str(os.getpid())]
-        started = [mill.start_script(SCRIPT, *flags, **env)]
+        started = [mill.worker("tiny", tiny, PLUGIN=cursed_worker.__name__, **env)]
 
         def ended() -> bool:
             if not started[-1].alive:
-                started.append(mill.start_script(SCRIPT, *flags, **env))
+                started.append(mill.worker("tiny", tiny, PLUGIN=cursed_worker.__name__, **env))
             return all(mill.status(job)["status"] == "completed" for job in jobs)
 
         try:
@@ -73,4 +70,4 @@ def test_an_engine_that_stands_still_ends_its_process_and_loses_its_batches(
 
     assert mill.status(job)["rows"]["completed"] == 40
     assert once.exists()
-    assert [process.popen.returncode for process in processes[:-1]] == [EXIT_ENGINE]
+    assert [process.returncode for process in processes[:-1]] == [EXIT_ENGINE]

@@ -1,0 +1,83 @@
+"""Worker processes that are forked from one that has imported everything: a start then costs no seconds of imports.
+
+What runs in them is the command ``promptmill-worker`` as it is. They end with the process that started them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from multiprocessing import get_context, parent_process
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+#: What a worker of a small GPT-2 has imported by the time it serves. None of these starts a thread.
+_PRELOAD = [
+    "worker.app",
+    "worker.cli",
+    "worker.engine.inflight",
+    "worker.engine.padded",
+    "celery.app.amqp",
+    "celery.apps.worker",
+    "celery.concurrency.thread",
+    "celery.worker.consumer",
+    "celery.worker.strategy",
+    "kombu.transport.redis",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+]
+
+
+def fork_worker(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> ForkServerProcess:
+    """Start ``promptmill-worker ARGUMENTS`` in ``folder``, its output in ``log``.
+
+    A module that ``environment`` names as PLUGIN is imported first, and its ``install()`` called.
+    """
+    work = (list(arguments), dict(environment), str(folder), str(log))
+    process = _context().Process(target=_work, args=work, daemon=True)
+    # What a library reads only while it is imported has to be there when the first process starts the server. The main
+    # module is that of the tests, of no use there.
+    with patch.dict(os.environ, environment), patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+        process.start()
+    return process
+
+
+@cache
+def _context() -> ForkServerContext:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
+
+
+def _work(arguments: list[str], environment: dict[str, str], folder: str, log: str) -> None:
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.argv = ["promptmill-worker", *arguments]
+    if plugin := environment.get("PLUGIN"):
+        importlib.import_module(plugin).install()
+    from worker.cli import main
+
+    main()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
