@@ -16,14 +16,14 @@ from jobs.permits import Permits
 from jobs.records import has_ended, job_ids, note_expired
 from jobs.recover import recover_if_needed, recover_job
 from jobs.spec import now
-from jobs.stages import remove_abandoned
+from jobs.stages import clean_up
 from jobs.store import Store
 
 _log = logging.getLogger(__name__)
 
 #: Seconds between two looks for accepted jobs that the ledger was not told of.
 ADOPT_INTERVAL_S = 30.0
-#: Seconds between two looks for stages that no job names; it lists the whole store, so the first is not at once.
+#: Seconds between two looks for what killed processes left behind: each lists the whole store. The first is not at once.
 CLEANUP_INTERVAL_S = 86_400.0
 
 
@@ -65,7 +65,7 @@ class Reconciler:
     def _clean_up(self) -> None:
         if time.monotonic() >= self._next_cleanup:
             self._next_cleanup = time.monotonic() + CLEANUP_INTERVAL_S
-            remove_abandoned(self.store, now())
+            clean_up(self.store, now())
 
     def _adopt(self) -> None:
         """Tell the ledger of jobs whose producer died between accepting them and telling it."""

@@ -1,19 +1,49 @@
-"""Stages that no job names: what a submit left behind that was killed before its job was accepted."""
+"""What killed processes leave behind: stages that no job names, parts of ended jobs, files half written."""
 
 from __future__ import annotations
 
 import logging
 from datetime import datetime, timedelta
 
-from jobs.errors import DamagedFileError
-from jobs.layout import STAGES, stage_of
-from jobs.records import job_ids, read_job
+from jobs.errors import DamagedFileError, UnknownJobError
+from jobs.layout import STAGES, batch_of_part, stage_of
+from jobs.parts import list_parts
+from jobs.records import has_ended, job_ids, read_job
 from jobs.store import Store
 
 _log = logging.getLogger(__name__)
 
 #: A stage is left alone for so long after its last write: its submit may still be going on.
 ABANDONED_AFTER = timedelta(days=7)
+
+#: So old a file that is still being written belongs to nobody any more.
+_UNFINISHED_AFTER = timedelta(days=1)
+
+
+def clean_up(store: Store, now: datetime) -> None:
+    """Remove all that is left behind. Raises StoreUnavailableError."""
+    remove_abandoned(store, now)
+    remove_ended_parts(store)
+    store.remove_unfinished(now - _UNFINISHED_AFTER)
+
+
+def remove_ended_parts(store: Store) -> list[str]:
+    """Remove the parts of jobs that have ended, whose finalizers died before they did; the ids of these jobs.
+
+    A job whose record cannot be read keeps its parts. Raises StoreUnavailableError.
+    """
+    left = {stage_of(item.path) for item in store.list(STAGES) if batch_of_part(item.path)}
+    jobs = []
+    for job in job_ids(store) if left else ():
+        try:
+            stage = read_job(store, job).stage
+        except (DamagedFileError, UnknownJobError):
+            continue
+        if stage in left and has_ended(store, job):
+            store.delete(list_parts(store, stage).values())
+            _log.info("job %s: parts that its finalizer left behind are removed", job)
+            jobs.append(job)
+    return jobs
 
 
 def remove_abandoned(store: Store, now: datetime) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import uuid
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,10 @@ _ATTEMPTS = 5
 
 #: Of obstore's own retries, which come below ours: by default ten in three minutes, for each of our tries.
 _RETRY: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=60)}
+
+
+#: What obstore writes a file as before it has its name.
+_UNFINISHED = re.compile(r"#\d+$")
 
 
 class _TransientError(Exception):
@@ -171,6 +176,16 @@ class Store:
             for attempt in self._retrying():
                 with attempt, contextlib.suppress(NotFoundError):
                     self._call(obstore.delete, path)
+
+    def remove_unfinished(self, before: datetime) -> None:
+        """Remove what writers left that were killed in the middle of a file, last touched ``before`` then.
+
+        Only a local disk keeps such files (``name#1``); listings do not show them.
+        """
+        for path in self._root.rglob("*") if self._root is not None else ():
+            with contextlib.suppress(OSError):
+                if _UNFINISHED.search(path.name) and path.stat().st_mtime < before.timestamp():
+                    path.unlink()
 
     def require(self) -> None:
         """Raises StoreUnavailableError where the store itself is gone: a volume that is not mounted, say.

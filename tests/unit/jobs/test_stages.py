@@ -1,4 +1,4 @@
-"""Stages that no job names are removed after 7 days, and no others."""
+"""What killed processes leave behind is removed, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from jobs import layout
 from jobs.spec import JobFile, JobSpec, now
-from jobs.stages import ABANDONED_AFTER, remove_abandoned
+from jobs.stages import ABANDONED_AFTER, clean_up, remove_abandoned, remove_ended_parts
 from jobs.store import Store
 
 LATER = ABANDONED_AFTER + timedelta(minutes=1)
@@ -42,3 +42,25 @@ def test_nothing_is_removed_while_a_job_record_cannot_be_read(store: Store) -> N
     store.put_if_absent(layout.job_file("damaged"), b"{")
     assert remove_abandoned(store, now() + LATER) == []
     assert store.exists(layout.input_batch("killed", 0))
+
+
+def test_the_parts_of_an_ended_job_are_removed_and_those_of_a_live_one_stay(store: Store) -> None:
+    part = layout.part("accepted", 0)
+    store.put_if_absent(part, b"rows")
+    assert remove_ended_parts(store) == []
+    assert store.exists(part)
+    store.put_if_absent(layout.success_file("j"), b"")
+    assert remove_ended_parts(store) == ["j"]
+    assert not store.exists(part)
+
+
+def test_a_file_that_a_killed_process_was_writing_is_removed_after_a_day(store: Store) -> None:
+    assert store.root is not None
+    half = store.root / (layout.part("accepted", 0) + "#1")
+    half.parent.mkdir()
+    half.write_bytes(b"ro")
+    clean_up(store, now())
+    assert half.exists()
+    clean_up(store, now() + timedelta(days=1, minutes=1))
+    assert not half.exists()
+    assert store.exists(layout.input_batch("accepted", 0))

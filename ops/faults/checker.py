@@ -1,0 +1,173 @@
+"""What must be true of a store whatever has happened to the processes that work on it: the promises P1 to P6 and P8.
+
+It reads the files themselves, by DuckDB and JSON, and nothing of Promptmill's but the names of its files. What is wrong
+comes back as sentences; none means that all is well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+STATUSES = {"ok", "error", "cancelled", "expired"}
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What was submitted as ``job``: rows with a column ``number`` that counts them from 0, and ``n`` samples each."""
+
+    job: str
+    rows: int
+    n: int = 1
+    #: How the job may end.
+    endings: frozenset[str] = frozenset({"completed"})
+    #: The text that each row must have where it is ``ok``, by row and sample, as far as it is known.
+    texts: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    #: Rows that may be errors, by the code that they then have.
+    errors: Mapping[int, str] = field(default_factory=dict)
+
+
+def check_store(folder: Path, expected: Iterable[Expected]) -> list[str]:
+    """Everything that is wrong with a store in which all of ``expected`` have ended, and nothing else was accepted."""
+    wanted = {each.job: each for each in expected}
+    found = {path.name.removeprefix("job_id=") for path in folder.glob("results/*")}
+    accepted = {path.stem for path in folder.glob("jobs/*.json") if "." not in path.stem}
+    wrong = [f"P2: {job} was never submitted" for job in sorted((found | accepted) - set(wanted))]
+    for each in wanted.values():
+        wrong += check_job(folder, each)
+    return wrong
+
+
+def check_job(folder: Path, expected: Expected) -> list[str]:
+    """Everything that is wrong with the dataset of a job that has ended."""
+    dataset = folder / "results" / f"job_id={expected.job}"
+    if not (dataset / "_SUCCESS").exists():
+        return [f"P1: {expected.job} has not ended"]
+    try:
+        manifest = json.loads((dataset / "_manifest.json").read_bytes())
+    except (OSError, ValueError) as error:
+        return [f"P5: {expected.job} has _SUCCESS, and its manifest cannot be read: {error}"]
+    wrong = [*_files(dataset, manifest)]
+    if not wrong:
+        wrong += [*_rows(dataset, manifest, expected)]
+    return [f"{sentence} ({expected.job})" for sentence in wrong]
+
+
+def _files(dataset: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """P5: the files are those of the manifest, byte for byte."""
+    listed = {entry["path"]: entry for entry in manifest["files"]}
+    there = {path.name for path in dataset.glob("data-*")}
+    for name in sorted(there ^ set(listed)):
+        yield f"P5: {name} is in {'the folder' if name in there else 'the manifest'} only"
+    for name in sorted(there & set(listed)):
+        content = (dataset / name).read_bytes()
+        if len(content) != listed[name]["bytes"] or hashlib.sha256(content).hexdigest() != listed[name]["sha256"]:
+            yield f"P5: {name} is not what the manifest says"
+
+
+def _rows(dataset: Path, manifest: dict[str, Any], expected: Expected) -> Iterator[str]:
+    columns = "row_index, sample_index, status, error_code, text, finish_reason, number"
+    source = f"read_parquet('{dataset}/data-*.parquet', filename=true, hive_partitioning=false)"
+    rows = duckdb.sql(f"select {columns} from {source} order by filename, file_row_number").fetchall()
+    keys = [(row[0], row[1]) for row in rows]
+    wanted = [(index, sample) for index in range(expected.rows) for sample in range(expected.n)]
+    if keys != wanted:
+        lost, more = Counter(wanted) - Counter(keys), Counter(keys) - Counter(wanted)
+        yield f"P1: {lost.total()} rows are lost {_some(lost)} and {more.total()} doubled or invented {_some(more)}"
+        if not lost and not more:
+            yield "P5: the rows are not in their order"
+    statuses = Counter(row[2] for row in rows)
+    counts = {"completed": "ok", "failed": "error", "cancelled": "cancelled", "expired": "expired"}
+    told = manifest["rows"]
+    if told["total"] != len(rows) or any(told[name] != statuses[status] for name, status in counts.items()):
+        yield f"P5: the manifest says {told}, the rows are {dict(statuses)}"
+    if manifest["status"] not in expected.endings:
+        yield f"P1: it ended as {manifest['status']}"
+    if set(statuses) - STATUSES:
+        yield f"P1: there are statuses {sorted(set(statuses) - STATUSES)}"
+    if manifest["status"] == "completed" and statuses["cancelled"] + statuses["expired"]:
+        yield f"P1: it is completed, and its rows are {dict(statuses)}"
+    yield from (sentence for row in rows if (sentence := _row(row, expected)))
+
+
+def _row(row: tuple[Any, ...], expected: Expected) -> str | None:
+    index, sample, status, code, text, reason, number = row
+    if number != index:
+        return f"P1: row {index} has the columns of row {number}"
+    if (status == "ok") != (text is not None) or (status == "error") != (code is not None):
+        return f"P1: row {index} is {status} with text {text!r} and error {code}"
+    if status == "ok" and reason not in ("stop", "length"):
+        return f"P1: row {index} is ok and ended by {reason}"
+    if status == "error" and code != expected.errors.get(index):
+        return f"P6: row {index} is blamed: {code}"
+    if status == "ok" and text != expected.texts.get((index, sample), text):
+        return f"P8: row {index}, sample {sample} has another text than alone"
+    return None
+
+
+def _some(keys: Counter[tuple[int, int]]) -> str:
+    return str(sorted(keys)[:5]) if keys else ""
+
+
+@dataclass(slots=True)
+class Published:
+    """P3: remembers what every file of a store was when it was first seen."""
+
+    folder: Path
+    _seen: dict[str, str] = field(default_factory=dict)
+
+    def look(self) -> list[str]:
+        """What has changed since. Files may go; what is being written (``name#1``) is not published yet."""
+        wrong = []
+        for path in self.folder.glob("**/*"):
+            name = str(path.relative_to(self.folder))
+            if "#" in path.name or name.startswith(("_local", "_probe")):
+                continue
+            try:
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            except OSError:  # a folder, or gone since
+                continue
+            if self._seen.setdefault(name, digest) != digest:
+                wrong.append(f"P3: {name} has changed")
+        return wrong
+
+
+@dataclass(slots=True)
+class Work:
+    """What the logs of all processes say of the work that was done; see plugin.py."""
+
+    #: Rows that came back from an engine, and those that came back more than once, counted each further time.
+    rows: int = 0
+    again: int = 0
+    tokens: int = 0
+    tokens_again: int = 0
+    #: By process: rows that it had begun in batches that it never committed.
+    in_hand: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, logs: Path) -> Work:
+        work = cls()
+        seen: Counter[tuple[str, ...]] = Counter()
+        for path in sorted(logs.glob("*.log")):
+            begun: Counter[tuple[str, str]] = Counter()
+            for line in path.read_text().splitlines():
+                _, kind, *words = line.split()
+                if kind == "begin":
+                    begun[words[0], words[1]] += 1
+                elif kind == "commit":
+                    del begun[words[0], words[1]]
+                elif kind == "done":
+                    key, tokens = tuple(words[:4]), int(words[4])
+                    work.rows, work.tokens = work.rows + 1, work.tokens + tokens
+                    if seen[key]:
+                        work.again, work.tokens_again = work.again + 1, work.tokens_again + tokens
+                    seen[key] += 1
+            work.in_hand[int(path.stem)] = begun.total()
+        return work
