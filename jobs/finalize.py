@@ -246,10 +246,19 @@ def _merge(store: Store, job: JobFile, parts: list[Part], alive: Progress) -> by
     """The rows of ``parts``, which are in order of row_index and sample_index, as one Parquet file."""
     schema = result_schema(job.columns)
     merged = ParquetBuffer(schema)
-    for tables in _grouped((read_part(store.get(part.path)) for part in parts), _PARTS_PER_ROW_GROUP):
+    for tables in _grouped((_read_again(store, job, part) for part in parts), _PARTS_PER_ROW_GROUP):
         alive()
         merged.write(pa.concat_tables([table.cast(schema) for table in tables]))
     return merged.finish()
+
+
+def _read_again(store: Store, job: JobFile, part: Part) -> pa.Table:
+    """The rows of a part that could be read a while ago. Raises MissingPartsError where it cannot be any more."""
+    try:
+        return read_part(store.get(part.path))
+    except DamagedFileError:
+        others = _all_parts(store, job, Status.COMPLETED, lambda: None)  # which sets it aside, and raises
+        raise MissingPartsError(job.id, [part.batch], _sum(other.counts for other in others)) from None
 
 
 def _publish_manifest(

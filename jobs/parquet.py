@@ -7,6 +7,7 @@ want the interpreter at moments of their own, the moment of its exit among them,
 from __future__ import annotations
 
 import hashlib
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,24 @@ _SEAL = b"promptmill.seal"
 _SEAL_LENGTH = 32
 #: Thrift's compact protocol between a key and its value: the next field, a string, of _SEAL_LENGTH bytes.
 _SEAL_TAG = _SEAL + bytes([0x18, _SEAL_LENGTH])
+
+
+class _NoPandas:
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name, name=name)
+
+
+def keep_pandas_out() -> None:
+    """Have Arrow do without pandas in this process, for good: where it is installed, Arrow would import it with its
+    first array, which takes a second or more. For programs of our own, which have no data frames."""
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, _NoPandas)
+        try:
+            pa.array([0])
+        finally:
+            sys.meta_path.remove(_NoPandas)
 
 
 def open_parquet(content: bytes) -> pq.ParquetFile:

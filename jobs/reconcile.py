@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between two looks for accepted jobs that the ledger was not told of.
 ADOPT_INTERVAL_S = 30.0
-#: Seconds between two looks for what killed processes left behind: each lists the whole store. The first is not at once.
+#: Seconds between two looks for what killed processes left behind. It lists the whole store: the first is not at once.
 CLEANUP_INTERVAL_S = 86_400.0
 
 

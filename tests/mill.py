@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import pandas  # noqa: F401  # before a command, called within this process, tells Arrow to do without it
 import pyarrow as pa
 import pyarrow.parquet as pq
 import redis

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from celery import bootsteps, signals
@@ -16,6 +17,7 @@ from celery.exceptions import SecurityWarning
 
 from jobs import __version__
 from jobs.ledger import Ledger, WorkerInfo
+from jobs.parquet import keep_pandas_out
 from jobs.permits import Permits, make_app
 from jobs.reconcile import Reconciler
 from jobs.records import job_ids
@@ -58,12 +60,30 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
 
     Raises InputError, ModelError, UnavailableError before the first claim.
     """
+    keep_pandas_out()
     if options.metrics_port is not None:
         serve_metrics(options.metrics_port)
     store = Store.open(settings.store, create=True)
     ledger = Ledger.connect(settings.redis, store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s)
     _warn_of_other_stores(ledger, store)
     ledger.register_store(store.uri)
+    # All that touches the model is done by one thread. OpenMP keeps a team of threads for each that ever did: with
+    # more of them than cores, those of the engine sleep between two operations instead of waiting for the next.
+    engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    context = engine_thread.submit(_load, settings, options, store, ledger).result()
+    context.engine.start(engine_thread)
+    try:
+        if options.metrics_port is not None:
+            watch_engine(context)
+        return 0 if consume(context, options) else EXIT_ENGINE
+    finally:
+        context.engine.close()
+        ledger.unregister(context.registration.id)
+        ledger.close()
+
+
+def _load(settings: Settings, options: WorkerOptions, store: Store, ledger: Ledger) -> WorkerContext:
+    """The model and its engine, warm but not started. Raises ModelError."""
     loaded = load_model(
         options.model,
         options.source,
@@ -71,16 +91,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         dtype=options.dtype,
         trust_remote_code=options.trust_remote_code,
     )
-    context = build_context(settings, options, store, ledger, loaded)
-    context.engine.start()
-    if options.metrics_port is not None:
-        watch_engine(context)
-    try:
-        return 0 if consume(context, options) else EXIT_ENGINE
-    finally:
-        context.engine.close()
-        ledger.unregister(context.registration.id)
-        ledger.close()
+    return build_context(settings, options, store, ledger, loaded)
 
 
 def _warn_of_other_stores(ledger: Ledger, store: Store) -> None:

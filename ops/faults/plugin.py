@@ -5,9 +5,10 @@
 FAULTS_KILL  ``POINT`` or ``POINT:N``: SIGKILL at the Nth time (the first, unless told otherwise) that the process comes
              to a point of POINTS. With FAULTS_ONCE, a path: only the first process that gets there.
 FAULTS_LOG   a folder: one file for each process, ``PID.log``, that survives its kill. A line for each claim (``claim
-             JOB BATCH KIND``), each row that was handed to the engine (``begin JOB BATCH ROW SAMPLE``), each that came
-             back (``done JOB BATCH ROW SAMPLE TOKENS``) and each batch whose part was committed (``commit JOB BATCH``),
-             with the time before it, in seconds since the epoch.
+             JOB BATCH KIND``), each row that was handed to the engine (``begin STAGE BATCH ROW SAMPLE``), each that
+             came back (``done STAGE BATCH ROW SAMPLE TOKENS``) and each batch whose part this process put (``commit
+             STAGE BATCH``), with the time before it, in seconds since the epoch.
+FAULTS_CURSE see curse.py.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from jobs.layout import batch_of_part, stage_of
 from jobs.ledger import FINALIZE, Ledger
 from jobs.permits import Permits
 from jobs.store import Store
@@ -93,6 +95,7 @@ class _Faults:
 def install() -> None:
     """Wrap this process's calls. A worker's are wrapped where the worker's code is imported."""
     faults = _Faults()
+    _log_commits(faults)
     _wrap(Store, "put_if_absent", faults, lambda store, path, content: _put_name(path))
     _wrap(Store, "delete", faults, lambda store, paths: "delete")
     _wrap(Ledger, "finish", faults, lambda *_: "finish")
@@ -123,6 +126,19 @@ def _wrap(owner: type, method: str, faults: _Faults, name_of: Callable[..., str 
     setattr(owner, method, wrapped)
 
 
+def _log_commits(faults: _Faults) -> None:
+    original = Store.put_if_absent
+
+    def put_if_absent(self: Store, path: str, content: bytes) -> bool:
+        won = original(self, path, content)
+        stage, found = stage_of(path), batch_of_part(path)
+        if won and found is not None:
+            faults.note("commit", stage, found[0])
+        return won
+
+    Store.put_if_absent = put_if_absent  # type: ignore[method-assign]
+
+
 def _wrap_claims(faults: _Faults) -> None:
     original = Ledger.claim
 
@@ -139,14 +155,14 @@ def _wrap_claims(faults: _Faults) -> None:
 def _wrap_rows(faults: _Faults) -> None:
     if "worker.app" not in sys.modules:  # a producer
         return
-    from worker import batch, generate
+    from worker import generate
 
-    submit, finish = generate._submit, batch._finish
+    submit = generate._submit
 
     def submit_logged(worker: Any, job: Any, prompts: Any, lease: Any) -> Any:
         pending = submit(worker, job, prompts, lease)
         for one in pending:
-            names = (job.id, lease.claim.batch, one.prompt.row_index, one.sample)
+            names = (job.stage, lease.claim.batch, one.prompt.row_index, one.sample)
             faults.note("begin", *names)
             if one.future is not None:
                 one.future.add_done_callback(functools.partial(done, names))
@@ -157,9 +173,8 @@ def _wrap_rows(faults: _Faults) -> None:
             faults.note("done", *names, len(future.result().token_ids))
             faults.at("first row done")
 
-    def finish_logged(worker: Any, job: Any, claim: Any, counts: Any) -> None:
-        faults.note("commit", job.id, claim.batch)
-        finish(worker, job, claim, counts)
-
     generate._submit = submit_logged
-    batch._finish = finish_logged
+    if "FAULTS_CURSE" in os.environ:
+        from ops.faults import curse
+
+        curse.install()

@@ -23,6 +23,9 @@ def _run() -> None:
 
         sys.stdout.write(f"promptmill {__version__}\n")
         return
+    from jobs.parquet import keep_pandas_out
+
+    keep_pandas_out()
     from producer.cli.app import app
 
     app()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import cursed_worker
-from tests.faults.cursed_worker import CURSE
+from ops.faults import plugin
+from ops.faults.curse import CURSE
 from tests.mill import PATIENCE_S, Mill, Process, rows_in_order, wait_until
 from worker.generate import MAX_CRASHES, ROW_BY_ROW_AFTER
 from worker.heartbeat import EXIT_ENGINE
@@ -22,11 +22,11 @@ def supervised(mill: Mill, tiny: Path) -> Callable[..., list[Process]]:
     """Keeps one cursed worker alive until some jobs have ended, as a supervisor would; all processes there were."""
 
     def supervise(*jobs: str, **env: str) -> list[Process]:
-        started = [mill.worker("tiny", tiny, PLUGIN=cursed_worker.__name__, **env)]
+        started = [mill.worker("tiny", tiny, PLUGIN=plugin.__name__, **env)]
 
         def ended() -> bool:
             if not started[-1].alive:
-                started.append(mill.worker("tiny", tiny, PLUGIN=cursed_worker.__name__, **env))
+                started.append(mill.worker("tiny", tiny, PLUGIN=plugin.__name__, **env))
             return all(mill.status(job)["status"] == "completed" for job in jobs)
 
         try:
@@ -50,7 +50,7 @@ def test_a_row_that_ends_processes_becomes_poison_and_no_other_row_is_blamed(
     mill: Mill, supervised: Callable[..., list[Process]]
 ) -> None:
     cursed, beside = submit(mill, "cursed", 40, cursed=17), submit(mill, "beside", 30)
-    processes = supervised(cursed, beside, CURSE_FATE="segv")
+    processes = supervised(cursed, beside, FAULTS_CURSE="segv")
 
     status = mill.status(cursed)
     assert (status["rows"]["completed"], status["rows"]["failed"], status["errors"]) == (39, 1, {"poison": 1})
@@ -66,7 +66,7 @@ def test_an_engine_that_stands_still_ends_its_process_and_loses_its_batches(
 ) -> None:
     job = submit(mill, "hangs", 40, cursed=17)
     once = tmp_path / "once"
-    processes = supervised(job, CURSE_FATE="hang", CURSE_ONCE=str(once), PROMPTMILL_STALL_S="6")
+    processes = supervised(job, FAULTS_CURSE="hang", FAULTS_CURSE_ONCE=str(once), PROMPTMILL_STALL_S="6")
 
     assert mill.status(job)["rows"]["completed"] == 40
     assert once.exists()

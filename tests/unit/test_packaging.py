@@ -103,3 +103,11 @@ def test_a_page_names_only_files_that_exist(page: Path) -> None:
     named = {name for pattern in NAMED for name in pattern.findall(text)}
     missing = [name for name in sorted(named) if not (any(ROOT.glob(name)) or (page.parent / name).exists())]
     assert not missing
+
+
+def test_arrow_does_without_pandas_where_it_is_told_to() -> None:
+    told = "from jobs.parquet import keep_pandas_out; keep_pandas_out()\n"
+    look = "import sys; import pyarrow as pa; pa.array(['a']); print('pandas' in sys.modules); import pandas"
+    for before, imported in (("", "True"), (told, "False")):
+        done = subprocess.run([sys.executable, "-c", before + look], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == imported

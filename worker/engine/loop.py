@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 
 from worker.engine.request import Completion, EngineLimits, EngineStats, Request
 from worker.engine.row import Row, RowTokenizer
@@ -33,7 +33,7 @@ class EngineLoop(ABC):
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._vocabulary = vocabulary
-        self._thread: threading.Thread | None = None
+        self._looping: Future[None] | None = None
         self._closing = False
 
     @abstractmethod
@@ -73,16 +73,16 @@ class EngineLoop(ABC):
             self._die(error)
             raise
 
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
+    def start(self, thread: Executor | None = None) -> None:
+        thread = thread or ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._looping = thread.submit(self._loop)
 
     def close(self) -> None:
         with self.lock:
             self._closing = True
             self.lock.notify()
-        if self._thread is not None:
-            self._thread.join()
+        if self._looping is not None:
+            wait([self._looping])
         with self.lock:
             for row in [*self._rows.values()]:
                 row.cancel()

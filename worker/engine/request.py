@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -111,8 +111,8 @@ class Engine(Protocol):
         """Do one unit of work on the caller's thread; False if there was nothing to do."""
         ...
 
-    def start(self) -> None:
-        """Run ``step`` for ever on a thread of the engine's own."""
+    def start(self, thread: Executor | None = None) -> None:
+        """Run ``step`` until the engine is closed, on a thread of its own, or on that of ``thread``, which has one."""
         ...
 
     def close(self) -> None:

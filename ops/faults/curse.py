@@ -1,8 +1,8 @@
-"""The plugin of a worker that cannot stand prompts with CURSE in them.
+"""The plugin's part for prompts that a worker cannot stand: those with CURSE in them.
 
-The environment says what such a prompt does as soon as the model is to run it: CURSE_FATE is ``segv`` (the process
-ends as of a bug in a library) or ``hang`` (the engine stands still). With CURSE_ONCE, a path, it does so only until
-that file is there.
+FAULTS_CURSE says what such a prompt does as soon as the model is to run it: ``segv`` (the process ends as of a bug in
+a library) or ``hang`` (the engine stands still). With FAULTS_CURSE_ONCE, a path, it does so only until that file is
+there.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def encode(worker: Any, prompt: Any) -> list[int]:
 
 def run(self: Runner, chunks: Sequence[Any]) -> Any:
     if any(tuple(chunk.row.prompt_ids) in _cursed for chunk in chunks) and _is_due():
-        if os.environ["CURSE_FATE"] == "segv":
+        if os.environ["FAULTS_CURSE"] == "segv":
             os.kill(os.getpid(), signal.SIGSEGV)
         time.sleep(3_600)
     return _run(self, chunks)
 
 
 def _is_due() -> bool:
-    once = os.environ.get("CURSE_ONCE")
+    once = os.environ.get("FAULTS_CURSE_ONCE")
     if once is None:
         return True
     try:

@@ -1,0 +1,399 @@
+"""Jobs under fire: workers, Redis, connections and files are killed, stopped, cut and damaged while they run.
+
+One thread does everything, a little of each at a time: it keeps the workers alive, jobs coming and faults happening,
+and looks at what is published. At the end the faults stop, the jobs have to come to theirs, and the store is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jobs import layout
+from jobs.errors import PromptmillError
+from jobs.ledger import keys
+from jobs.permits import Permits, make_app, queue_key
+from jobs.store import Store
+from ops.faults import plugin
+from ops.faults.checker import Expected, Published, Work, check_store
+from ops.faults.curse import CURSE
+from ops.faults.proxy import Proxy
+from ops.faults.reference import texts_alone
+from tests.mill import Mill, Server, Worker, wait_until
+
+MODEL, TOKENS, PROMPTS = "tiny", 16, 150
+#: Seconds: short, so that a few minutes hold many recoveries.
+LEASE_S, SWEEP_S = 3.0, 0.5
+#: Seconds that the jobs have to end once no fault happens any more.
+_END_S = 300.0
+#: Of the workers that are started, how many come with an end of their own.
+_DOOMED = 0.3
+
+
+@dataclass
+class Submitted:
+    """A job, and what may become of it."""
+
+    expected: Expected
+    source: str
+    flags: tuple[str, ...]
+    accepted: bool = False
+
+
+@dataclass
+class Campaign:
+    """``faults`` names what may happen (the names of FAULTS); all randomness is of ``rng``."""
+
+    mill: Mill
+    server: Server
+    model: Path
+    rng: random.Random
+    faults: Sequence[str]
+    workers: int = 2
+    #: Seconds between two faults, on average.
+    pace_s: float = 1.5
+    say: Callable[[str], None] = lambda line: None
+
+    done: Counter[str] = field(default_factory=Counter)
+    recoveries: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    jobs: list[Submitted] = field(default_factory=list)
+    fleet: list[Worker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.proxy = Proxy(("127.0.0.1", self.server.port))
+        self.logs = self.mill.folder / "logs"
+        self.logs.mkdir()
+        self.store: Store = self.mill.store
+        self.permits = Permits(make_app(self.mill.redis_url, self.store.id), self.store.id)
+        self.published = Published(self.mill.store_path)
+        self.prompts = [f"the lamp number {i}" for i in range(PROMPTS)]
+        self.texts = texts_alone(self.model, self.prompts, TOKENS)
+        #: Workers that were killed with leases, and since when these have been waiting.
+        self.orphans: dict[int, float] = {}
+        #: What ends a disturbance that lasts, and when.
+        self.later: list[tuple[float, Callable[[], None]]] = []
+        #: Files that a fault has damaged: they have changed.
+        self.damaged: set[str] = set()
+
+    # -- The campaign.
+
+    def run(self, seconds: float, kills: int = 0) -> dict[str, Any]:
+        """Faults for so long, and until so many workers were killed; then what came of it."""
+        started = time.monotonic()
+        next_fault = next_look = started + 5
+        while time.monotonic() < started + seconds or self.kills < kills:
+            now = time.monotonic()
+            self._supervise()
+            self._keep_jobs_coming()
+            self._end_disturbances()
+            self._watch_orphans()
+            if now >= next_fault:
+                self._strike()
+                next_fault = now + self.rng.uniform(0.2, 2 * self.pace_s)
+            if now >= next_look:
+                self._look()
+                self.say(f"{now - started:5.0f} s: {len(self.jobs)} jobs, {self.kills} kills, {len(self.wrong)} wrong")
+                next_look = now + 10
+            time.sleep(0.05)
+        return self._end(time.monotonic() - started)
+
+    @property
+    def kills(self) -> int:
+        """Workers that were ended by SIGKILL, or by a row."""
+        return self.done["kill"] + self.done["kill point"] + self.done["curse"]
+
+    def _end(self, seconds: float) -> dict[str, Any]:
+        for _, end in self.later:
+            end()
+        self.later.clear()
+        self.say("no more faults: the jobs have to end")
+
+        def all_ended() -> bool:
+            self._supervise(doomed=0.0)
+            for job in self.jobs:
+                self._submit(job)
+            return all(self.ended(job) for job in self.jobs)
+
+        try:
+            wait_until("the jobs to end", all_ended, _END_S, every_s=0.2)
+        except TimeoutError:
+            self.wrong.append(f"P1: {[job.expected.job for job in self.jobs if not self.ended(job)]} have not ended")
+        self._look()
+        self.wrong += check_store(self.mill.store_path, [job.expected for job in self.jobs if self.ended(job)])
+        work = Work.of(self.logs)
+        if work.again > sum(work.in_hand.values()):
+            self.wrong.append(f"P10: {work.again} rows were generated again, {sum(work.in_hand.values())} were in hand")
+        for worker in self.fleet:
+            worker.close()
+        self.proxy.close()
+        self.permits.close()
+        return self._result(seconds, work)
+
+    def _result(self, seconds: float, work: Work) -> dict[str, Any]:
+        rows = sum(job.expected.rows * job.expected.n for job in self.jobs)
+        return {
+            "seconds": round(seconds, 1),
+            "jobs": len(self.jobs),
+            "rows": rows,
+            "kills": self.kills,
+            "faults": dict(sorted(self.done.items())),
+            "recovery_s": {
+                "median": round(median(self.recoveries), 2) if self.recoveries else None,
+                "max": round(max(self.recoveries), 2) if self.recoveries else None,
+            },
+            "generated": {
+                "rows": work.rows,
+                "again": work.again,
+                "in_hand_of_the_dead": sum(work.in_hand.values()),
+                "ratio": round(work.rows / max(work.rows - work.again, 1), 4),
+            },
+            "violations": self.wrong,
+        }
+
+    # -- Workers.
+
+    def _supervise(self, doomed: float = _DOOMED) -> None:
+        """Start a worker for each that has ended."""
+        for worker in [worker for worker in self.fleet if not worker.alive]:
+            self._bury(worker)
+        while len(self.fleet) < self.workers:
+            env = {"PLUGIN": plugin.__name__, "FAULTS_LOG": str(self.logs), "FAULTS_CURSE": "segv"}
+            if "kill point" in self.faults and self.rng.random() < doomed:
+                env["FAULTS_KILL"] = f"{self.rng.choice(plugin.WORKER_POINTS)}:{self.rng.randint(1, 4)}"
+            self.fleet.append(self.mill.worker(MODEL, self.model, "--grace", "1", **self._settings(), **env))
+
+    def _settings(self) -> dict[str, str]:
+        url = f"redis://127.0.0.1:{self.proxy.port}/0"
+        return {"PROMPTMILL_LEASE_S": str(LEASE_S), "PROMPTMILL_SWEEP_S": str(SWEEP_S), "PROMPTMILL_REDIS_URL": url}
+
+    def _bury(self, worker: Worker) -> None:
+        self.fleet.remove(worker)
+        self.mill.processes.remove(worker)
+        code = worker.returncode
+        if code == -signal.SIGKILL:
+            # Those that faults killed are counted by them.
+            self.done["kill point"] += worker.pid not in self.orphans
+            self.orphans.setdefault(worker.pid, time.monotonic())
+        elif code == -signal.SIGSEGV:
+            self.done["curse"] += 1
+            self.orphans[worker.pid] = time.monotonic()
+        elif code not in (0, 75):
+            self.wrong.append(f"a worker ended with {code}: {worker.said()[-500:]}")
+
+    def _watch_orphans(self) -> None:
+        """P9: how long the batches of the dead had to wait."""
+        if not self.orphans:
+            return
+        with contextlib.suppress(PromptmillError, OSError), self.mill.redis() as client:
+            owners = {
+                lease.split("|", 4)[4]
+                for key in client.keys(keys.key(self.store.id, "job_leases", "*"))
+                for lease in client.hvals(key)
+            }
+            for pid, since in list(self.orphans.items()):
+                if not any(f"-{pid}-" in owner for owner in owners):
+                    self.recoveries.append(time.monotonic() - since)
+                    del self.orphans[pid]
+
+    # -- Jobs.
+
+    def _keep_jobs_coming(self) -> None:
+        live = [job for job in self.jobs if not self.ended(job)]
+        if len(live) < 3:
+            self.jobs.append(self._new_job(len(self.jobs)))
+            live.append(self.jobs[-1])
+        for job in live:
+            self._submit(job)
+
+    def ended(self, job: Submitted) -> bool:
+        return (self.mill.store_path / layout.success_file(job.expected.job)).exists()
+
+    def _new_job(self, number: int) -> Submitted:
+        rows, n = self.rng.choice([1, 10, 60, 120, 240]), self.rng.choice([1, 1, 1, 2])
+        name = f"job-{number}"
+        prompts = [self.rng.choice(self.prompts) for _ in range(rows)]
+        texts = {(i, sample): self.texts[prompt] for i, prompt in enumerate(prompts) for sample in range(n)}
+        errors = {}
+        if "curse" in self.faults and rows >= 60 and self.rng.random() < 0.1:
+            index = self.rng.randrange(rows)
+            prompts[index] += f" has {CURSE}"
+            errors[index] = "poison"
+            texts = {key: text for key, text in texts.items() if key[0] != index}
+        lines = "".join(json.dumps({"prompt": prompt, "number": i}) + "\n" for i, prompt in enumerate(prompts))
+        flags = ["--model", MODEL, "--max-tokens", str(TOKENS), "--batch-size", str(self.rng.choice([5, 10, 20]))]
+        flags += ["--n", str(n), "--job-id", name, "--priority", str(self.rng.randint(-2, 2))]
+        endings = {"completed"}
+        if "cancel" in self.faults and self.rng.random() < 0.1:
+            endings.add("cancelled")
+        if "deadline" in self.faults and self.rng.random() < 0.05:
+            flags += ["--deadline", f"{self.rng.randint(3, 20)}s"]
+            endings.add("expired")
+        expected = Expected(name, rows, n, frozenset(endings), texts, errors)
+        return Submitted(expected, self.mill.write(f"{name}.jsonl", lines), tuple(flags))
+
+    def _submit(self, job: Submitted) -> None:
+        """Until it is accepted; and now and then once more."""
+        twice = "submit again" in self.faults and self.rng.random() < 0.005
+        if not job.accepted or twice:
+            outcome = self.mill.call("submit", job.source, *job.flags, PROMPTMILL_REDIS_URL=self.mill.redis_url)
+            if outcome.code not in (0, 3):
+                self.wrong.append(f"submit ended with {outcome.code}: {outcome.err}")
+            self.done["submit again"] += job.accepted
+            job.accepted |= outcome.code == 0
+
+    # -- Faults.
+
+    def _strike(self) -> None:
+        name = self.rng.choice([name for name in self.faults for _ in range(FAULTS[name][0])])
+        strike = FAULTS[name][1]
+        if strike is not None:
+            with contextlib.suppress(PromptmillError, OSError):
+                self.done[name] += bool(strike(self))
+
+    def _end_disturbances(self) -> None:
+        for when, end in list(self.later):
+            if time.monotonic() >= when:
+                end()
+                self.later.remove((when, end))
+
+    def _look(self) -> None:
+        self.wrong += [line for line in self.published.look() if not any(name in line for name in self.damaged)]
+
+    def _victim(self) -> Worker | None:
+        alive = [worker for worker in self.fleet if worker.alive]
+        return self.rng.choice(alive) if alive else None
+
+    def _live_job(self, ending: str | None = None) -> str | None:
+        live = [job.expected for job in self.jobs if job.accepted and not self.ended(job)]
+        names = [each.job for each in live if ending is None or ending in each.endings]
+        return self.rng.choice(names) if names else None
+
+
+def _kill(campaign: Campaign) -> bool:
+    if (worker := campaign._victim()) is None:
+        return False
+    campaign.orphans[worker.pid] = time.monotonic()
+    worker.send(signal.SIGKILL)
+    return True
+
+
+def _terminate(campaign: Campaign) -> bool:
+    if (worker := campaign._victim()) is None:
+        return False
+    worker.send(signal.SIGTERM)
+    return True
+
+
+def _stop_past_lease(campaign: Campaign) -> bool:
+    if (worker := campaign._victim()) is None:
+        return False
+    worker.send(signal.SIGSTOP)
+    campaign.later.append((time.monotonic() + 2 * LEASE_S, lambda: worker.send(signal.SIGCONT)))
+    return True
+
+
+def _restart_redis(campaign: Campaign) -> bool:
+    campaign.server.kill()
+    time.sleep(campaign.rng.uniform(0.0, 2.0))
+    campaign.server.start()
+    return True
+
+
+def _flush(campaign: Campaign) -> bool:
+    campaign.server.client.flushall()
+    return True
+
+
+def _drop_messages(campaign: Campaign) -> bool:
+    names = campaign.server.client.keys(f"promptmill:{campaign.store.id}:celery:*")
+    return bool(names) and bool(campaign.server.client.delete(*names))
+
+
+def _too_many_permits(campaign: Campaign) -> bool:
+    campaign.permits.send(MODEL, 50)
+    return True
+
+
+def _garbage(campaign: Campaign) -> bool:
+    content = campaign.rng.choice(["not json", "{}", '{"body": 1}', os.urandom(20)])
+    return bool(campaign.server.client.rpush(queue_key(campaign.store.id, MODEL), content))
+
+
+def _spoil_connections(campaign: Campaign) -> bool:
+    proxy = campaign.proxy
+    mode = campaign.rng.choice(["reset", "silent", "slow", "cut", "refuse"])
+    if mode == "reset":
+        proxy.reset()
+        return True
+    proxy.use(mode)  # type: ignore[arg-type]
+
+    def mend() -> None:
+        # What was swallowed is missing: such a connection is of no use any more.
+        proxy.use("pass")
+        proxy.reset()
+
+    campaign.later.append((time.monotonic() + campaign.rng.uniform(0.5, 3.0), mend))
+    return True
+
+
+def _pause(campaign: Campaign) -> bool:
+    if (job := campaign._live_job()) is None or campaign.mill.call("pause", job).code:
+        return False
+    campaign.later.append((time.monotonic() + 2.0, lambda: _resume(campaign, job)))
+    return True
+
+
+def _resume(campaign: Campaign, job: str) -> None:
+    campaign.mill.call("resume", job)
+
+
+def _cancel(campaign: Campaign) -> bool:
+    job = campaign._live_job("cancelled")
+    return job is not None and campaign.mill.call("cancel", job).code == 0
+
+
+def _damage_a_part(campaign: Campaign) -> bool:
+    parts = list(campaign.mill.store_path.glob("data/*/parts/part-*.parquet"))
+    if not parts:
+        return False
+    path = campaign.rng.choice(parts)
+    content = bytearray(path.read_bytes())
+    campaign.damaged.add(path.name)
+    if campaign.rng.random() < 0.5:
+        content[campaign.rng.randrange(len(content))] ^= 1 << campaign.rng.randrange(8)
+    else:
+        del content[campaign.rng.randrange(len(content)) :]
+    path.write_bytes(content)
+    return True
+
+
+#: What can happen, how often beside the others, and how; None: it happens where jobs and workers are made.
+FAULTS: dict[str, tuple[int, Callable[[Campaign], bool] | None]] = {
+    "kill": (8, _kill),
+    "terminate": (1, _terminate),
+    "stop past lease": (1, _stop_past_lease),
+    "restart redis": (1, _restart_redis),
+    "flush redis": (1, _flush),
+    "drop messages": (1, _drop_messages),
+    "too many permits": (1, _too_many_permits),
+    "garbage": (1, _garbage),
+    "spoil connections": (2, _spoil_connections),
+    "pause": (1, _pause),
+    "cancel": (2, _cancel),
+    "damage a part": (1, _damage_a_part),
+    "kill point": (0, None),
+    "curse": (0, None),
+    "deadline": (0, None),
+    "submit again": (0, None),
+}
