@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jobs import layout
 from jobs.errors import DamagedFileError, NotFoundError
 from jobs.results import PartCounts, part_counts, read_part
+from jobs.spec import JobFile
 from jobs.store import Store
 
 
@@ -20,38 +21,42 @@ class Part:
     size: int
 
 
-def find_part(store: Store, stage: str, batch: int) -> Part | None:
+def find_part(store: Store, job: JobFile, batch: int) -> Part | None:
     """The part of ``batch``, or None. A damaged one is set aside: a marker is put beside it, the file stays."""
     generation = 0
     while True:
-        path = layout.part(stage, batch, generation)
+        path = layout.part(job.stage, batch, generation)
         try:
-            return _read(store, batch, path)
+            return _read(store, job, batch, path)
         except NotFoundError:
             return None
         except DamagedFileError:
-            store.put_if_absent(layout.damaged_part(stage, batch, generation), b"")
+            store.put_if_absent(layout.damaged_part(job.stage, batch, generation), b"")
             generation += 1
 
 
-def commit_part(store: Store, stage: str, batch: int, content: bytes) -> Part:
+def commit_part(store: Store, job: JobFile, batch: int, content: bytes) -> Part:
     """Put the results of ``batch``; the part that counts afterwards, which is another's if that came first."""
     generation = 0
     while True:
-        path = layout.part(stage, batch, generation)
+        path = layout.part(job.stage, batch, generation)
         if store.put_if_absent(path, content):
             return Part(batch, path, part_counts(content), len(content))
         try:
-            return _read(store, batch, path)
+            return _read(store, job, batch, path)
         except DamagedFileError:
-            store.put_if_absent(layout.damaged_part(stage, batch, generation), b"")
+            store.put_if_absent(layout.damaged_part(job.stage, batch, generation), b"")
             generation += 1
 
 
-def _read(store: Store, batch: int, path: str) -> Part:
-    """A part that was read whole: its footer does not tell of a bit that flipped in its pages."""
+def _read(store: Store, job: JobFile, batch: int, path: str) -> Part:
+    """A part that was read whole: its footer does not tell of a bit that flipped in its pages.
+
+    Raises NotFoundError, and DamagedFileError where it cannot be read or holds the rows of another batch.
+    """
     content = store.get(path)
-    read_part(content)
+    if read_part(content)["row_index"].unique().to_pylist() != list(job.batch_rows(batch)):
+        raise DamagedFileError(f"{store.locate(path)} holds the rows of another batch")
     return Part(batch, path, part_counts(content), len(content))
 
 

@@ -102,7 +102,7 @@ def _counts(store: Store, job: JobFile, batch: int, path: str) -> PartCounts | N
     except NotFoundError:
         return None  # a finalizer has removed it since it was listed
     except DamagedFileError:
-        part = find_part(store, job.stage, batch)
+        part = find_part(store, job, batch)
         return None if part is None else part.counts
 
 

@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     #: Seconds without a step of the engine, rows in hand, after which a worker process ends itself; after half of them
     #: its leases may expire. The longest step of the slowest machine has to be shorter.
     stall_s: float = Field(default=300.0, ge=1.0, le=86_400.0)
+    #: MiB that the disk of a local store must have free for workers to take on more.
+    min_free_mb: float = Field(default=256.0, ge=0.0)
 
     @classmethod
     def load(cls, **overrides: object) -> Settings:

@@ -188,6 +188,11 @@ class JobFile(_Frozen):
     columns: tuple[Column, ...] = Field(default=(), strict=False)
     producer_version: str = ""
 
+    def batch_rows(self, batch: int) -> range:
+        """The row indexes of a batch: all are full but the last."""
+        first = batch * self.spec.batch_size
+        return range(first, min(first + self.spec.batch_size, self.rows))
+
     def to_bytes(self) -> bytes:
         return self.model_dump_json(indent=1).encode() + b"\n"
 

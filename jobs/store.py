@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -186,6 +187,15 @@ class Store:
             with contextlib.suppress(OSError):
                 if _UNFINISHED.search(path.name) and path.stat().st_mtime < before.timestamp():
                     path.unlink()
+
+    def free_bytes(self) -> int | None:
+        """Bytes that this user may still write on the disk of a local store; None of others, which do not say."""
+        if self._root is None:
+            return None
+        try:
+            return shutil.disk_usage(self._root).free
+        except OSError as error:
+            raise StoreUnavailableError(f"store {self.uri}: {error.strerror}") from error
 
     def require(self) -> None:
         """Raises StoreUnavailableError where the store itself is gone: a volume that is not mounted, say.

@@ -89,7 +89,7 @@ def part_bytes(job: JobFile, batch: int, text: str = "") -> bytes:
 def run_batches(store: Store, job: JobFile, batches: range | list[int] | None = None) -> list[Part]:
     """Commits the parts of ``batches``, of all by default."""
     chosen = range(job.batches) if batches is None else batches
-    return [commit_part(store, job.stage, batch, part_bytes(job, batch)) for batch in chosen]
+    return [commit_part(store, job, batch, part_bytes(job, batch)) for batch in chosen]
 
 
 def dataset(store: Store, job: str) -> pa.Table:

@@ -198,6 +198,7 @@ class Mill:
     #: Empty: none is named, and ``promptmill run`` brings its own server.
     redis_url: str
     processes: list[Process] = field(default_factory=list)
+    _logs: int = 0
 
     @property
     def store_path(self) -> Path:
@@ -282,7 +283,8 @@ class Mill:
         return process
 
     def _next_log(self, name: str) -> Path:
-        return self.folder / f"{name}-{len(self.processes)}.log"
+        self._logs += 1
+        return self.folder / f"{name}-{self._logs}.log"
 
     # -- Sources.
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from celery import bootsteps, signals
-from celery.exceptions import SecurityWarning
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from jobs import __version__
 from jobs.ledger import Ledger, WorkerInfo
@@ -146,6 +146,9 @@ def consume(context: WorkerContext, options: WorkerOptions) -> bool:
     signals.worker_shutting_down.connect(drain.by_signal)
     # Messages are JSON and carry nothing: running as root is no more dangerous than for any program.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    # Celery's advice, at each reconnect, about an option that a pool of threads does not have.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_without_traceback)
     worker = app.Worker(
         pool="threads",
         concurrency=options.concurrency,
@@ -164,6 +167,14 @@ def consume(context: WorkerContext, options: WorkerOptions) -> bool:
     if not drain.asked:
         _log.critical("the consumer of permits stopped: the process ends")
     return drain.asked
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A connection that is lost and found again is a line, not a page, in the log."""
+    if record.exc_info and record.levelno < logging.ERROR:
+        record.msg, record.args = f"{record.getMessage()} ({record.exc_info[1]!r})", ()
+        record.exc_info = None
+    return True
 
 
 class Drain:

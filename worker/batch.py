@@ -7,10 +7,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
 from jobs.ending import end_job
-from jobs.errors import DamagedFileError, LeaseLostError, UnavailableError, UnknownJobError
+from jobs.errors import DamagedFileError, LeaseLostError, StoreUnavailableError, UnavailableError, UnknownJobError
 from jobs.ledger import FINALIZE, Claim, LeaseState, Release
-from jobs.parts import commit_part, find_part
+from jobs.parts import Part, commit_part, find_part
 from jobs.records import pin, read_job
 from jobs.recover import recover_job
 from jobs.results import PartCounts
@@ -28,8 +37,9 @@ MAX_FAILURES = 3
 #: Jobs whose pins a process keeps in mind; more are looked up in the store again.
 _MAX_PINS = 1_000
 
-#: Seconds between handing back a batch, because the store or Redis failed, and the thread's next claim.
-_BACK_OFF_S = 2.0
+#: Seconds that a generated part waits for a store that is away or full, and the longest pause between two tries. After
+#: that the batch goes back: another worker may reach the store.
+_COMMIT_PATIENCE_S, _COMMIT_PAUSE_S = 600.0, 30.0
 
 
 def run_permit(worker: WorkerContext) -> None:
@@ -38,12 +48,19 @@ def run_permit(worker: WorkerContext) -> None:
     A slot that needed a permit for each batch would stand idle after each, until Celery next looks into its queue:
     up to a second with prefetching off.
     """
-    while run_claim(worker):
-        pass
+    try:
+        while run_claim(worker):
+            pass
+    except UnavailableError as error:
+        _log.warning("no claim: %s", error)
+        worker.back_off()
 
 
 def run_claim(worker: WorkerContext) -> bool:
-    """Run one batch, or end one job; False if there is none, or what there was had to be handed back."""
+    """Run one batch, or end one job; False if there is none, or what there was had to be handed back.
+
+    Raises UnavailableError where the ledger cannot be asked.
+    """
     with ExitStack() as admission:
         if not admission.enter_context(worker.admission()):
             return False
@@ -59,6 +76,7 @@ def run_claim(worker: WorkerContext) -> bool:
                 finalize_claimed(worker, claim, lease)
             else:
                 run_batch(worker, claim, lease, admission.close)
+            worker.went_well()
             done = True
         return done
 
@@ -97,8 +115,7 @@ def _fail_job(worker: WorkerContext, claim: Claim, error: Exception) -> None:
 def _hand_back(worker: WorkerContext, claim: Claim, error: Exception) -> None:
     _log.warning("job %s batch %d is handed back: %s", claim.job, claim.batch, error)
     _release(worker, claim)
-    # The batch can be claimed again at once: while a store is down that would be a busy loop.
-    worker.draining.wait(_BACK_OFF_S)
+    worker.back_off()
 
 
 def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease, submitted: Callable[[], None]) -> None:
@@ -109,11 +126,41 @@ def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease, submitted: 
     started = time.monotonic()
     job = read_job(worker.store, claim.job)
     _pin(worker, job)
-    part = find_part(worker.store, job.stage, claim.batch)
+    part = find_part(worker.store, job, claim.batch)
     if part is None:
-        part = commit_part(worker.store, job.stage, claim.batch, _contents(worker, job, claim, lease, submitted))
+        part = _commit(worker, job, claim, lease, _contents(worker, job, claim, lease, submitted))
     _finish(worker, job, claim, part.counts)
     observe_batch(worker.model, part.counts, time.monotonic() - started)
+
+
+def _commit(worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease, content: bytes) -> Part:
+    """Put what was generated. It was paid for: a store that is away or full is waited for while the lease is held.
+
+    Raises LeaseLostError, UnavailableError.
+    """
+
+    def put() -> Part:
+        if lease.state is LeaseState.LOST or worker.abandoned.is_set():
+            raise LeaseLostError
+        return commit_part(worker.store, job, claim.batch, content)
+
+    def tell(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        _log.warning("job %s batch %d waits to be committed: %s", job.id, claim.batch, error)
+
+    try:
+        return put()
+    except StoreUnavailableError:
+        with worker.waiting_to_commit():
+            waiting = Retrying(
+                retry=retry_if_exception_type(StoreUnavailableError),
+                wait=wait_random_exponential(multiplier=0.5, max=_COMMIT_PAUSE_S),
+                stop=stop_after_delay(_COMMIT_PATIENCE_S),
+                sleep=sleep_using_event(worker.abandoned),
+                before_sleep=tell,
+                reraise=True,
+            )
+            return waiting(put)
 
 
 def _pin(worker: WorkerContext, job: JobFile) -> None:

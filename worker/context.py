@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import random
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from jobs.errors import StoreUnavailableError
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.permits import Permits
 from jobs.settings import Settings
@@ -15,6 +18,14 @@ from jobs.store import Store
 from worker.engine.request import Engine
 from worker.leases import Leases
 from worker.models import PromptTokenizer
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between two looks at the store's disk while it has room, and between two words about it while it has none.
+_DISK_LOOK_S, _DISK_WORD_S = 1.0, 60.0
+
+#: Seconds that a slot waits at most before it claims again after a claim that came to nothing.
+MAX_BACK_OFF_S = 30.0
 
 
 @dataclass(slots=True)
@@ -40,6 +51,12 @@ class WorkerContext:
     _admission: threading.Lock = field(default_factory=threading.Lock)
     _count: threading.Lock = field(default_factory=threading.Lock)
     _waiting: int = 0
+    #: Claims in a row that came to nothing, and commits that wait for the store.
+    _setbacks: int = 0
+    _commits_waiting: int = 0
+    _store_has_room: bool = True
+    _disk_looked_at: float = 0.0
+    _disk_told_at: float = 0.0
 
     @property
     def model(self) -> str:
@@ -58,9 +75,59 @@ class WorkerContext:
         rows are in hand: of many that waited, only one may take the room.
         """
         with self._counting_waiter(), self._admission:
-            while not self.draining.is_set() and not self.has_room:
+            while not self.draining.is_set() and not (self.has_room and self.store_has_room()):
                 time.sleep(poll_s)
             yield not self.draining.is_set()
+
+    def store_has_room(self) -> bool:
+        """Whether what is generated now could be kept: no commit waits for the store, and its disk is not full."""
+        if self._commits_waiting:
+            return False
+        now = time.monotonic()
+        if now - self._disk_looked_at >= _DISK_LOOK_S:
+            self._disk_looked_at = now
+            self._store_has_room = self._look_at_disk(now)
+        return self._store_has_room
+
+    def _look_at_disk(self, now: float) -> bool:
+        try:
+            free, least = self.store.free_bytes(), self.settings.min_free_mb * 2**20
+        except StoreUnavailableError:
+            return True  # the claim will find out, and say so
+        if free is None or free >= least:
+            return True
+        if now - self._disk_told_at >= _DISK_WORD_S:
+            self._disk_told_at = now
+            _log.warning(
+                "no more claims: the disk of %s has %.0f MiB free, fewer than PROMPTMILL_MIN_FREE_MB=%g",
+                self.store.uri, free / 2**20, self.settings.min_free_mb,
+            )  # fmt: skip
+        return False
+
+    @contextmanager
+    def waiting_to_commit(self) -> Iterator[None]:
+        """Meanwhile this process claims nothing more."""
+        with self._count:
+            self._commits_waiting += 1
+        try:
+            yield
+        finally:
+            with self._count:
+                self._commits_waiting -= 1
+
+    def back_off(self) -> None:
+        """Wait before the next claim, the longer the more of them came to nothing, with full jitter.
+
+        What was handed back can be claimed again at once: while a store is down that would be a busy loop.
+        """
+        with self._count:
+            self._setbacks += 1
+            longest = min(2.0 ** min(self._setbacks, 10), MAX_BACK_OFF_S)
+        self.draining.wait(random.uniform(0.0, longest))
+
+    def went_well(self) -> None:
+        """A claim came to something: the next setback is the first."""
+        self._setbacks = 0
 
     @property
     def has_room(self) -> bool:

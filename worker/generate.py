@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from jobs.errors import DamagedFileError, LeaseLostError
-from jobs.finalize import batch_rows, lost_batch, read_input
+from jobs.finalize import lost_batch, read_input
 from jobs.ledger import Claim, LeaseState
 from jobs.prompts import InputBatch, Prompt
 from jobs.results import ResultRow, write_part
@@ -46,7 +46,7 @@ def generate(
         return lost_batch(job, claim.batch, str(error))
     rows = _run(worker, job, claim, source, lease, submitted)
     _sign(worker, job, claim, rows)
-    return write_part(rows, source.columns, job.columns, batch_rows(job, claim.batch).start)
+    return write_part(rows, source.columns, job.columns, job.batch_rows(claim.batch).start)
 
 
 def failed_batch(worker: WorkerContext, job: JobFile, claim: Claim, message: str) -> bytes:
@@ -58,7 +58,7 @@ def failed_batch(worker: WorkerContext, job: JobFile, claim: Claim, message: str
         for sample in range(prompt.sampling.n)
     ]
     _sign(worker, job, claim, rows)
-    first = batch_rows(job, claim.batch).start
+    first = job.batch_rows(claim.batch).start
     try:
         return write_part(rows, source.columns, job.columns, first)
     except pa.ArrowException:

@@ -92,6 +92,7 @@ class Campaign:
         """Faults for so long, and until so many workers were killed; then what came of it."""
         started = time.monotonic()
         next_fault = next_look = started + 5
+        told = 0
         while time.monotonic() < started + seconds or self.kills < kills:
             now = time.monotonic()
             self._supervise()
@@ -104,9 +105,15 @@ class Campaign:
             if now >= next_look:
                 self._look()
                 self.say(f"{now - started:5.0f} s: {len(self.jobs)} jobs, {self.kills} kills, {len(self.wrong)} wrong")
+                told = self._tell(told)
                 next_look = now + 10
             time.sleep(0.05)
         return self._end(time.monotonic() - started)
+
+    def _tell(self, told: int) -> int:
+        for sentence in self.wrong[told:]:
+            self.say(f"    {sentence}")
+        return len(self.wrong)
 
     @property
     def kills(self) -> int:
@@ -188,7 +195,7 @@ class Campaign:
         elif code == -signal.SIGSEGV:
             self.done["curse"] += 1
             self.orphans[worker.pid] = time.monotonic()
-        elif code not in (0, 75):
+        elif code not in (0, 3, 75):  # told to end; no Redis at its start; its consumer died
             self.wrong.append(f"a worker ended with {code}: {worker.said()[-500:]}")
 
     def _watch_orphans(self) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 
 def texts_alone(folder: Path, prompts: Iterable[str], max_tokens: int) -> dict[str, str]:
     """The greedy continuation of each prompt, in float32 on the CPU."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = {}

@@ -54,10 +54,10 @@ def test_a_part_that_was_damaged_or_lost_is_generated_again(
         claim = ledger.claim(worker_info())
         assert claim is not None
         assert claim.batch in (0, 2)
-        assert find_part(store, job.stage, claim.batch) is None
+        assert find_part(store, job, claim.batch) is None
         path = layout.part(job.stage, claim.batch, 1 if claim.batch == 0 else 0)
         assert store.put_if_absent(path, part_bytes(job, claim.batch))
-        part = find_part(store, job.stage, claim.batch)
+        part = find_part(store, job, claim.batch)
         assert part is not None
         ledger.finish(job.id, claim.batch, claim.token, part.counts)
     end(store, ledger, permits)

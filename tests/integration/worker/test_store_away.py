@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 
 from jobs import ending, layout
-from jobs.errors import StoreUnavailableError
+from jobs.errors import RedisUnavailableError, StoreUnavailableError
+from jobs.ledger import LeaseState
 from jobs.spec import Status
+from jobs.store import Store
 from producer import submit as producer_submit
 from worker import batch as worker_batch
-from worker.batch import run_claim
+from worker import context as worker_context
+from worker.batch import run_claim, run_permit
 
 if TYPE_CHECKING:
     from .conftest import Bench
@@ -24,7 +28,7 @@ Prompts = Callable[[int], list[dict[str, Any]]]
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_batch, "_BACK_OFF_S", 0.0)
+    monkeypatch.setattr(worker_context, "MAX_BACK_OFF_S", 0.0)
 
 
 def root(bench: Bench) -> Path:
@@ -107,3 +111,108 @@ def test_a_submit_that_breaks_off_before_its_acceptance_leaves_nothing(bench: Be
         bench.submit(prompts(8))
 
     assert not list(bench.store.list("data"))
+
+
+class TestAPartThatCannotBePut:
+    """What was generated was paid for: it waits."""
+
+    @pytest.fixture
+    def full(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+        """A store that takes no part while the list has entries; each try takes one."""
+        put, left = bench.store.__class__.put_if_absent, [True] * 3
+
+        def put_or_refuse(store: Any, path: str, content: bytes) -> bool:
+            if layout.batch_of_part(path) is not None and left:
+                left.pop()
+                raise StoreUnavailableError("no space left on device")
+            return put(store, path, content)
+
+        monkeypatch.setattr(bench.store.__class__, "put_if_absent", put_or_refuse)
+        monkeypatch.setattr(worker_batch, "_COMMIT_PAUSE_S", 0.01)
+        return left
+
+    def test_it_is_put_when_the_store_takes_it_and_no_row_is_generated_twice(
+        self, bench: Bench, prompts: Prompts, full: list[bool], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        worker, job = bench.worker(), bench.submit(prompts(4))
+        assert run_claim(worker)
+        assert full == []
+        assert worker.engine.stats().rows == 4
+        assert bench.run(worker, job).status is Status.COMPLETED
+        assert {row["attempt"] for row in bench.rows(job)} == {1}
+        assert caplog.text.count("waits to be committed: no space left on device") == 2
+
+    def test_meanwhile_the_worker_claims_nothing_more(
+        self, bench: Bench, prompts: Prompts, full: list[bool], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        worker = bench.worker()
+        bench.submit(prompts(4))
+        seen: list[bool] = []
+        commit = worker_batch.commit_part
+
+        def look(*args: Any) -> Any:
+            seen.append(worker.store_has_room())
+            return commit(*args)
+
+        monkeypatch.setattr(worker_batch, "commit_part", look)
+        assert run_claim(worker)
+        assert seen == [True, False, False, False]
+        assert worker.store_has_room()
+
+    def test_after_a_while_its_batch_goes_back(
+        self, bench: Bench, prompts: Prompts, full: list[bool], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_batch, "_COMMIT_PATIENCE_S", 0.0)
+        worker, job = bench.worker(), bench.submit(prompts(4))
+        assert not run_claim(worker)
+        assert (bench.state(job).running, bench.ledger.claimable("fake")) == (0, 1)
+
+    def test_it_is_dropped_when_the_lease_is_lost(
+        self, bench: Bench, prompts: Prompts, full: list[bool], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        worker = bench.worker()
+        bench.submit(prompts(4))
+        commit = worker_batch.commit_part
+
+        def lose(*args: Any) -> Any:
+            for lease in worker.leases:
+                lease.drop(LeaseState.LOST)
+            return commit(*args)
+
+        monkeypatch.setattr(worker_batch, "commit_part", lose)
+        assert not run_claim(worker)
+        assert len(full) == 2
+
+
+def test_a_worker_claims_nothing_while_the_disk_of_the_store_is_as_good_as_full(
+    bench: Bench, prompts: Prompts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_context, "_DISK_LOOK_S", 0.0)
+    worker, job = bench.worker(), bench.submit(prompts(4))
+    free = bench.store.free_bytes()
+    assert free is not None
+    worker.settings = worker.settings.model_copy(update={"min_free_mb": free / 2**20 + 10_000})
+    assert not worker.store_has_room()
+    assert "no more claims: the disk of" in caplog.text
+    threading.Timer(0.3, worker.draining.set).start()
+    assert not run_claim(worker)
+    assert bench.state(job).running == 0
+
+    worker.draining.clear()
+    worker.settings = worker.settings.model_copy(update={"min_free_mb": 1.0})
+    assert bench.run(worker, job).status is Status.COMPLETED
+
+
+def test_a_store_that_does_not_say_how_much_room_it_has_has_room(bench: Bench) -> None:
+    worker = bench.worker()
+    worker.store = Store.open("memory://", create=True)
+    assert worker.store_has_room()
+
+
+def test_a_redis_that_is_away_at_the_claim_costs_a_line_and_no_traceback(
+    bench: Bench, prompts: Prompts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = bench.worker()
+    monkeypatch.setattr(worker.ledger.__class__, "claim", Mock(side_effect=RedisUnavailableError("away")))
+    run_permit(worker)
+    assert [(record.getMessage(), record.exc_info) for record in caplog.records] == [("no claim: away", None)]

@@ -31,22 +31,22 @@ def overwrite(store: Store, path: str, content: bytes) -> None:
 
 
 def test_a_batch_that_nobody_ran_has_no_part(store: Store, job: JobFile) -> None:
-    assert find_part(store, job.stage, 0) is None
+    assert find_part(store, job, 0) is None
     assert list_parts(store, job.stage) == {}
 
 
 def test_a_committed_part_is_found_with_its_counts_and_size(store: Store, job: JobFile) -> None:
     content = part_bytes(job, 1)
-    part = commit_part(store, job.stage, 1, content)
+    part = commit_part(store, job, 1, content)
     assert (part.batch, part.path, part.size) == (1, layout.part(job.stage, 1), len(content))
     assert part.counts.completed == 4
-    assert find_part(store, job.stage, 1) == part
-    assert find_part(store, job.stage, 0) is None
+    assert find_part(store, job, 1) == part
+    assert find_part(store, job, 0) is None
 
 
 def test_the_second_writer_gets_the_counts_of_the_first(store: Store, job: JobFile) -> None:
-    winner = commit_part(store, job.stage, 0, part_bytes(job, 0))
-    assert commit_part(store, job.stage, 0, part_bytes(job, 1, text="another")) == winner
+    winner = commit_part(store, job, 0, part_bytes(job, 0))
+    assert commit_part(store, job, 0, part_bytes(job, 1, text="another")) == winner
     assert store.get(winner.path) == part_bytes(job, 0)
 
 
@@ -56,7 +56,7 @@ def test_writers_at_once_all_get_the_same_part(store: Store, job: JobFile) -> No
     def commit(index: int) -> object:
         content = part_bytes(job, 0, text=f"worker {index}")
         gate.wait()
-        return commit_part(store, job.stage, 0, content)
+        return commit_part(store, job, 0, content)
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(map(repr, pool.map(commit, range(8))))) == 1
@@ -71,11 +71,11 @@ def test_a_damaged_part_is_set_aside_and_stays_as_it_is(store: Store, job: JobFi
         "page": flipped(content, 100), "empty": b"",
     }[where]  # fmt: skip
     overwrite(store, part.path, bad)
-    assert find_part(store, job.stage, 0) is None
+    assert find_part(store, job, 0) is None
     assert store.exists(layout.damaged_part(job.stage, 0))
-    again = commit_part(store, job.stage, 0, content)
+    again = commit_part(store, job, 0, content)
     assert again.path == layout.part(job.stage, 0, 1)
-    assert find_part(store, job.stage, 0) == again
+    assert find_part(store, job, 0) == again
     assert store.get(part.path) == bad
     assert list_parts(store, job.stage) == {0: again.path}
 
@@ -83,10 +83,20 @@ def test_a_damaged_part_is_set_aside_and_stays_as_it_is(store: Store, job: JobFi
 def test_a_commit_on_top_of_a_damaged_part_makes_the_next_generation(store: Store, job: JobFile) -> None:
     for generation in range(2):
         store.put_if_absent(layout.part(job.stage, 0, generation), b"PAR1")
-    part = commit_part(store, job.stage, 0, part_bytes(job, 0))
+    part = commit_part(store, job, 0, part_bytes(job, 0))
     assert part.path == layout.part(job.stage, 0, 2)
     marked = [store.exists(layout.damaged_part(job.stage, 0, generation)) for generation in range(3)]
     assert marked == [True, True, False]
+
+
+def test_the_rows_of_another_batch_are_damage(store: Store, job: JobFile) -> None:
+    content = part_bytes(job, 1)
+    store.put_if_absent(layout.part(job.stage, 0), content)
+    assert find_part(store, job, 0) is None
+    assert store.exists(layout.damaged_part(job.stage, 0))
+    assert store.get(layout.part(job.stage, 0)) == content
+    again = commit_part(store, job, 0, part_bytes(job, 0))
+    assert again.path == layout.part(job.stage, 0, generation=1)
 
 
 def test_parts_are_listed_by_batch_and_nothing_else_is(store: Store, job: JobFile) -> None:
