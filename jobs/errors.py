@@ -9,6 +9,7 @@
     │   └── UnknownJobError                   no such job in this store
     ├── UnavailableError            exit 3    Redis or the store cannot be used
     │   ├── RedisUnavailableError
+    │   │   └── RedisFullError                it has no memory for more
     │   └── StoreUnavailableError
     │       └── ForeignStoreError             it belongs to something else
     ├── JobNotCompletedError        exit 1    a job that was waited for ended otherwise
@@ -35,6 +36,7 @@ __all__ = [
     "NotFoundError",
     "Problem",
     "PromptmillError",
+    "RedisFullError",
     "RedisUnavailableError",
     "SourceError",
     "StoreUnavailableError",
@@ -99,6 +101,10 @@ class UnavailableError(PromptmillError):
 
 class RedisUnavailableError(UnavailableError):
     """Raised when Redis cannot be reached or refuses."""
+
+
+class RedisFullError(RedisUnavailableError):
+    """Raised when Redis has no memory for anything new. What ends something is still done."""
 
 
 class StoreUnavailableError(UnavailableError):

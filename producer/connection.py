@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from jobs.errors import RedisUnavailableError
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.store import Store
@@ -14,6 +16,8 @@ from jobs.store import Store
 if TYPE_CHECKING:
     from jobs.permits import Permits
     from jobs.reconcile import Reconciler
+
+_log = logging.getLogger(__name__)
 
 
 class Connection:
@@ -53,9 +57,17 @@ class Connection:
         _ = self.permits
 
     def send_first_permits(self, model: str) -> None:
-        """Start the model's chain: a permit for each free slot, at least one, never more than there are batches."""
-        free = sum(max(0, worker.slots - worker.in_hand) for worker in self.ledger.workers() if worker.model == model)
-        self.permits.send(model, max(1, min(free, self.ledger.claimable(model))))
+        """Start the model's chain: a permit for each free slot, at least one, never more than there are batches.
+
+        Where that fails, the next upkeep starts it.
+        """
+        try:
+            free = sum(
+                max(0, worker.slots - worker.in_hand) for worker in self.ledger.workers() if worker.model == model
+            )
+            self.permits.send(model, max(1, min(free, self.ledger.claimable(model))))
+        except RedisUnavailableError as error:
+            _log.warning("workers of %s will hear of it later: %s", model, error)
 
     def close(self) -> None:
         for name in ("ledger", "permits"):

@@ -16,7 +16,6 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import patch
 
 #: What a worker of a small GPT-2 has imported by the time it serves. None of these starts a thread.
 _PRELOAD = [
@@ -36,25 +35,38 @@ _PRELOAD = [
     "transformers.models.gpt2.modeling_gpt2",
 ]
 
+#: Variables that libraries read while they are imported.
+ONCE = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
 
 def fork_worker(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> ForkServerProcess:
     """Start ``promptmill-worker ARGUMENTS`` in ``folder``, its output in ``log``.
 
     A module that ``environment`` names as PLUGIN is imported first, and its ``install()`` called.
     """
-    work = (list(arguments), dict(environment), str(folder), str(log))
-    process = _context().Process(target=_work, args=work, daemon=True)
-    # What a library reads only while it is imported has to be there when the first process starts the server. The main
-    # module is that of the tests, of no use there.
-    with patch.dict(os.environ, environment), patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
-        process.start()
+    process = _context().Process(
+        target=_work, args=(list(arguments), dict(environment), str(folder), str(log)), daemon=True
+    )
+    with _start:
+        # The main module is that of the tests, of no use there.
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            process.start()
+        finally:
+            sys.modules["__main__"] = main
     return process
+
+
+_start = threading.Lock()
 
 
 @cache
 def _context() -> ForkServerContext:
+    """Its server starts with the first process."""
     context = get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
+    # Read only once, by what the server imports; of all workers alike.
+    os.environ.update(ONCE)
     return context
 
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from jobs.store import Store
 from producer.cli import main
 from producer.connection import Connection
 from producer.server import server_binary
-from tests.forkserver import fork_worker
+from tests.forkserver import ONCE, fork_worker
 
 #: Seconds. Short, so that a test sees a lease expire; long enough for a busy machine's heartbeats.
 LEASE_S, SWEEP_S = 4.0, 0.5
@@ -86,6 +87,15 @@ class Server:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def pause(self) -> None:
+        """It holds its connections and says nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         self.kill()
@@ -211,8 +221,7 @@ class Mill:
         if self.redis_url:
             own["PROMPTMILL_REDIS_URL"] = self.redis_url
         return {**own, "PROMPTMILL_STORE": str(self.store_path), "PROMPTMILL_LEASE_S": str(LEASE_S),
-                "PROMPTMILL_SWEEP_S": str(SWEEP_S), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-                "HF_HUB_OFFLINE": "1"}  # fmt: skip
+                "PROMPTMILL_SWEEP_S": str(SWEEP_S), **ONCE}  # fmt: skip
 
     # -- Commands.
 
@@ -245,15 +254,39 @@ class Mill:
 
     def start(self, *arguments: str, name: str = "command", stdin: int = subprocess.DEVNULL, **env: str) -> Command:
         """``promptmill ARGUMENTS`` in the background."""
-        return self._start(_promptmill(*arguments), name, stdin=stdin, **env)
+        return self._start(_promptmill(*arguments, plugin=env.get("PLUGIN")), name, stdin=stdin, **env)
 
     def worker(self, model: str, folder: Path, *flags: str, **env: str) -> Worker:
         """A worker process that serves ``folder`` as ``model``; it may still be loading."""
-        log = self._next_log("worker")
+        return self._fork(model, folder, flags, {**self.environment, **env})
+
+    def _fork(self, model: str, folder: Path, flags: Sequence[str], environment: dict[str, str]) -> Worker:
         own = ("--model", f"{model}={folder}", *WORKER_FLAGS)
-        worker = Worker([*own, *flags], {**self.environment, **env}, self.folder, log)
+        worker = Worker([*own, *flags], environment, self.folder, self._next_log("worker"))
         self.processes.append(worker)
         return worker
+
+    @contextlib.contextmanager
+    def supervised(self, model: str, folder: Path, *flags: str, **env: str) -> Iterator[list[Worker]]:
+        """A worker that is started anew whenever it has ended; all that there were, the live one last."""
+        # Now: commands that are called within this process change its environment.
+        environment = {**self.environment, **env}
+        started, over = [self._fork(model, folder, flags, environment)], threading.Event()
+
+        def supervise() -> None:
+            while not over.wait(0.1):
+                if not started[-1].alive:
+                    started.append(self._fork(model, folder, flags, environment))
+
+        supervisor = threading.Thread(target=supervise)
+        supervisor.start()
+        try:
+            self.wait_for_workers(started[:1])
+            yield started
+        finally:
+            over.set()
+            supervisor.join()
+            started[-1].close()
 
     def start_worker(self, *flags: str, **env: str) -> Command:
         """``promptmill-worker start FLAGS`` in the background, as users start it."""
@@ -391,9 +424,10 @@ class _Pipe(io.TextIOWrapper):
         return self._bytes.getvalue().decode()
 
 
-def _promptmill(*arguments: str) -> list[str]:
+def _promptmill(*arguments: str, plugin: str | None = None) -> list[str]:
     """The installed command, by the interpreter that runs the tests."""
-    return [sys.executable, "-c", "from producer.cli import main; main()", *arguments]
+    first = f"import {plugin}; {plugin}.install(); " if plugin else ""
+    return [sys.executable, "-c", f"{first}from producer.cli import main; main()", *arguments]
 
 
 def _free_port() -> int:

@@ -48,12 +48,14 @@ def run_permit(worker: WorkerContext) -> None:
     A slot that needed a permit for each batch would stand idle after each, until Celery next looks into its queue:
     up to a second with prefetching off.
     """
-    try:
-        while run_claim(worker):
-            pass
-    except UnavailableError as error:
-        _log.warning("no claim: %s", error)
-        worker.back_off()
+    while True:
+        try:
+            if not run_claim(worker):
+                return
+        except UnavailableError as error:
+            # The permit is kept: a Redis that is full takes no other.
+            _log.warning("no claim: %s", error)
+            worker.back_off()
 
 
 def run_claim(worker: WorkerContext) -> bool:
@@ -69,8 +71,8 @@ def run_claim(worker: WorkerContext) -> bool:
             return False
         done = False
         with _leased(worker, claim) as lease:
-            if claim.more and not worker.permit_waits:
-                worker.permits.send(worker.model)
+            if claim.more:
+                _send_permit(worker)
             if claim.kind == FINALIZE:
                 admission.close()
                 finalize_claimed(worker, claim, lease)
@@ -213,7 +215,16 @@ def _finish(worker: WorkerContext, job: JobFile, claim: Claim, counts: PartCount
         recover_job(worker.store, worker.ledger, job.id)
         return
     if finished.finalize:
-        worker.permits.send(worker.model)
+        _send_permit(worker)
+
+
+def _send_permit(worker: WorkerContext) -> None:
+    """See to it that another slot goes on, here or elsewhere. Where that fails, upkeep does it."""
+    try:
+        if not worker.permit_waits:
+            worker.permits.send(worker.model)
+    except UnavailableError as error:
+        _log.warning("a permit could not be sent: %s", error)
 
 
 def _release(worker: WorkerContext, claim: Claim, how: Release = Release.RELEASED) -> None:

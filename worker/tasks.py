@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
+from celery.exceptions import InvalidTaskError
+from celery.worker import strategy
 
 from jobs.permits import PERMIT_TASK
 from worker.batch import run_permit
@@ -14,10 +17,24 @@ from worker.context import WorkerContext
 _log = logging.getLogger(__name__)
 
 
+def _strategy(task: Task, app: Celery, consumer: object) -> Callable[..., None]:
+    """Celery's way to take a message, but for what makes no sense in it: Celery then ends with the message still
+    unacknowledged, so that it comes back and ends the next worker too. One that is invalid it puts away."""
+    take = strategy.default(task, app, consumer)
+
+    def take_permit(*message: Any, **options: Any) -> None:
+        try:
+            take(*message, **options)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidTaskError(f"no permit: {error}") from error
+
+    return take_permit
+
+
 def register_tasks(app: Celery, context: WorkerContext) -> None:
     """Register the permit task on ``app``, bound to this process's context."""
 
-    @app.task(name=PERMIT_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
+    @app.task(name=PERMIT_TASK, ignore_result=True, Strategy=staticmethod(_strategy))  # type: ignore[untyped-decorator]
     def permit(*args: Any, **kwargs: Any) -> None:  # arguments of newer producers are no reason to fail
         try:
             run_permit(context)

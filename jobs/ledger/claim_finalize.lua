@@ -1,5 +1,6 @@
-#!lua
--- claim_finalize(job or '', owner, token, lease_s): as claim, for a finalization alone: of this job, or of any.
+#!lua flags=allow-oom
+-- claim_finalize(job or '', owner, token, lease_s): as claim, for a finalization alone: of this job, or of any. It takes
+-- a little memory, and what it leads to gives more back.
 -- Reads vtime (hash), job:J and job:J:attempts (hashes); writes due:M and leases (zsets), job:J:leases (hash).
 local wanted, owner, token, lease_s = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 

@@ -22,7 +22,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
 
-from jobs.errors import InputError, RedisUnavailableError
+from jobs.errors import InputError, RedisFullError, RedisUnavailableError
 from jobs.ledger import keys
 
 _T = TypeVar("_T")
@@ -33,19 +33,21 @@ CONNECT_TIMEOUT_S = 5.0
 #: Seconds between pings of an idle connection, below the idle timeouts of common firewalls.
 HEALTH_CHECK_S = 25
 
+_FULL = "is out of memory: raise maxmemory, or wait until jobs end"
+
 #: Replies that mean "not now" or "not you" rather than a mistake of ours, and what to do about each.
 _REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
     (AuthenticationError, "refuses the user name or password: check them in PROMPTMILL_REDIS_URL"),
     (AuthorizationError, "refuses this user: check PROMPTMILL_REDIS_URL"),
     (NoPermissionError, "does not let this user do that: check its ACL"),
-    (OutOfMemoryError, "is out of memory: raise maxmemory, or wait until jobs end"),
+    (OutOfMemoryError, _FULL),
     (ReadOnlyError, "is a read-only replica: point PROMPTMILL_REDIS_URL at the primary"),
     (BusyLoadingError, "is loading its data: try again in a moment"),
 )
 _REFUSAL_PREFIXES = {
     "NOAUTH": "wants a password: put it into PROMPTMILL_REDIS_URL",
     "MISCONF": "cannot save to its disk and refuses writes: see the server's log",
-    "OOM": "is out of memory: raise maxmemory, or wait until jobs end",
+    "OOM": _FULL,
     "BUSY": "is busy with a script: try again in a moment",
     "NOREPLICAS": "has too few replicas and refuses writes",
     "MASTERDOWN": "has lost its primary",
@@ -93,7 +95,8 @@ def explained(client: redis.Redis) -> Iterator[None]:
         reason = _reason(error)
         if reason is None:
             raise
-        raise RedisUnavailableError(f"Redis at {address(client)} {reason}") from error
+        kind = RedisFullError if reason == _FULL else RedisUnavailableError
+        raise kind(f"Redis at {address(client)} {reason}") from error
 
 
 def _reason(error: RedisError) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import redis
 
-from jobs.errors import InputError, UnknownJobError
+from jobs.errors import InputError, RedisFullError, UnknownJobError
 from jobs.ledger import connection, keys, replies
 from jobs.ledger.model import Beat, Claim, Finished, JobState, LeaseState, Release, Sweep, WorkerInfo
 from jobs.ledger.replies import text
@@ -165,10 +165,18 @@ class Ledger:
     # -- Leases: what workers do.
 
     def claim(self, worker: WorkerInfo) -> Claim | None:
-        """Leases the next piece of work for this worker, by weighted fair share. None if there is none."""
+        """Leases the next piece of work for this worker, by weighted fair share. None if there is none.
+
+        Where Redis has no memory for more work, jobs are still ended: that gives some back.
+        """
         token = secrets.token_hex(8)
         # Sent once: were the answer lost and the claim repeated, the first lease would wait for its expiry.
-        reply = self._scripts.run("claim", worker.model, worker.fingerprint, worker.id, token, self.lease_s)
+        try:
+            reply = self._scripts.run("claim", worker.model, worker.fingerprint, worker.id, token, self.lease_s)
+        except RedisFullError:
+            if ending := self.claim_finalize(owner=worker.id):
+                return ending
+            raise
         return replies.claim(reply, token)
 
     def claim_finalize(self, job: str | None = None, owner: str = "") -> Claim | None:
@@ -334,8 +342,10 @@ class Ledger:
         return self._hash(keys.STORES)
 
     def register_store(self, uri: str) -> None:
-        """Lists this ledger's store for ``stores``."""
-        self._command("HSET", keys.STORES, self.store_id, uri)
+        """Lists this ledger's store for ``stores``; asks first, for a Redis without memory can still be read."""
+        known = self._command("HGET", keys.STORES, self.store_id)
+        if known is None or text(known) != uri:
+            self._command("HSET", keys.STORES, self.store_id, uri)
 
     def close(self) -> None:
         """Closes the connections."""

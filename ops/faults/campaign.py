@@ -195,6 +195,8 @@ class Campaign:
         elif code == -signal.SIGSEGV:
             self.done["curse"] += 1
             self.orphans[worker.pid] = time.monotonic()
+        elif code == -signal.SIGTERM and " ready." not in worker.said():
+            pass  # told to end while it was loading
         elif code not in (0, 3, 75):  # told to end; no Redis at its start; its consumer died
             self.wrong.append(f"a worker ended with {code}: {worker.said()[-500:]}")
 

@@ -9,22 +9,29 @@ FAULTS_LOG   a folder: one file for each process, ``PID.log``, that survives its
              came back (``done STAGE BATCH ROW SAMPLE TOKENS``) and each batch whose part this process put (``commit
              STAGE BATCH``), with the time before it, in seconds since the epoch.
 FAULTS_CURSE see curse.py.
+FAULTS_RAISE the name of a built-in exception: a worker's first task raises it when it has a claim.
+FAULTS_FILES how many files the process may have open.
+FAULTS_CLOCK seconds that the process's clock is ahead.
 """
 
 from __future__ import annotations
 
+import builtins
 import functools
 import os
 import re
+import resource
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from jobs import spec
 from jobs.layout import batch_of_part, stage_of
 from jobs.ledger import FINALIZE, Ledger
 from jobs.permits import Permits
@@ -104,6 +111,10 @@ def install() -> None:
     _wrap(Permits, "send", faults, lambda *_: "send")
     _wrap_claims(faults)
     _wrap_rows(faults)
+    if files := os.environ.get("FAULTS_FILES"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
+    if ahead := os.environ.get("FAULTS_CLOCK"):
+        _set_clock(float(ahead))
 
 
 def _put_name(path: str) -> str | None:
@@ -155,7 +166,7 @@ def _wrap_claims(faults: _Faults) -> None:
 def _wrap_rows(faults: _Faults) -> None:
     if "worker.app" not in sys.modules:  # a producer
         return
-    from worker import generate
+    from worker import batch, generate
 
     submit = generate._submit
 
@@ -174,7 +185,30 @@ def _wrap_rows(faults: _Faults) -> None:
             faults.at("first row done")
 
     generate._submit = submit_logged
+    if name := os.environ.get("FAULTS_RAISE"):
+        batch.run_batch = _raising_once(batch.run_batch, getattr(builtins, name))
     if "FAULTS_CURSE" in os.environ:
         from ops.faults import curse
 
         curse.install()
+
+
+def _raising_once(function: Callable[..., Any], error: type[BaseException]) -> Callable[..., Any]:
+    raised = False
+
+    def wrapped(*args: Any) -> Any:
+        nonlocal raised
+        if not raised:
+            raised = True
+            raise error("a fault")
+        return function(*args)
+
+    return wrapped
+
+
+def _set_clock(ahead: float) -> None:
+    """Of what asks Python for the time; the clock of Redis is another's."""
+    seconds, now = time.time, spec.now
+    time.time = lambda: seconds() + ahead
+    for module in [module for module in sys.modules.values() if getattr(module, "now", None) is now]:
+        module.now = lambda: now() + timedelta(seconds=ahead)  # type: ignore[attr-defined]

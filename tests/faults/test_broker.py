@@ -1,0 +1,94 @@
+"""Messages are lost, doubled, or none of ours: the ledger knows what there is to do."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_work import assert_whole, submit
+
+from jobs.permits import PERMIT_TASK, Permits, make_app, queue_key
+from tests.mill import Mill
+
+pytestmark = pytest.mark.faults
+
+#: Seconds in which a worker consumes again after a message that it cannot use.
+SOON_S = 10.0
+
+
+def permits(mill: Mill) -> Permits:
+    return Permits(make_app(mill.redis_url, mill.store.id), mill.store.id)
+
+
+def message(body: Any, *, kind: str = "application/json", task: str = PERMIT_TASK) -> bytes:
+    """A message as Celery sends it, but for what the arguments say."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return json.dumps({
+        "body": base64.b64encode(raw).decode(), "content-encoding": "utf-8", "content-type": kind,
+        "headers": {"lang": "py", "task": task, "id": "1", "root_id": "1", "parent_id": None, "argsrepr": "()"},
+        "properties": {"correlation_id": "1", "delivery_mode": 2, "delivery_tag": "1", "body_encoding": "base64",
+                       "delivery_info": {"exchange": "", "routing_key": "permits.tiny"}, "priority": 0},
+    }).encode()  # fmt: skip
+
+
+EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+MESSAGES = {
+    "not json": b"not json",
+    "nothing": b"",
+    "a number": b"17",
+    "an empty object": b"{}",
+    "bytes": bytes(range(256)),
+    "a pickle": message(pickle.dumps(((), {}, EMBED)), kind="application/x-python-serialize"),
+    "an unknown task": message([[], {}, EMBED], task="os.system"),
+    "an unknown task with arguments": message([["rm -rf /"], {"shell": True}, EMBED], task="subprocess.run"),
+    "arguments": message([["../../etc/passwd"], {"job": "../x", "model": "/etc", "store": "s3://theirs"}, EMBED]),
+    "a body that is no call": message({"job": "x"}),
+    "a body that is no json": message(b"\xff{"),
+    "a permit of protocol 1": message({"task": PERMIT_TASK, "id": "1", "args": [], "kwargs": {}}),
+}
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+def test_after_a_message_that_is_none_of_ours_the_worker_consumes_again(mill: Mill, tiny: Path, what: str) -> None:
+    with mill.supervised("tiny", tiny, "--grace", "1"), mill.redis() as client:
+        client.rpush(queue_key(mill.store.id, "tiny"), MESSAGES[what])
+        started = time.monotonic()
+        job = submit(mill, what.replace(" ", "-"), 10, 5, tokens=4)
+        assert_whole(mill, job, 10)
+        assert time.monotonic() - started < SOON_S
+
+
+def delete_messages(mill: Mill) -> None:
+    """The queue, and what was delivered and not yet acknowledged."""
+    with mill.redis() as client:
+        for name in client.keys(f"promptmill:{mill.store.id}:celery:*"):
+            client.delete(name)
+
+
+@pytest.mark.parametrize("disturb", [delete_messages, lambda mill: permits(mill).send("tiny", 50)])
+def test_permits_may_vanish_or_multiply(mill: Mill, tiny: Path, disturb: Callable[[Mill], None]) -> None:
+    with mill.supervised("tiny", tiny):
+        job = submit(mill, f"permits-{time.time_ns()}")
+        for _ in range(3):
+            disturb(mill)
+            time.sleep(0.3)
+        assert_whole(mill, job)
+
+
+def test_a_permit_that_dies_with_the_worker_that_took_it_is_missed_by_nobody(mill: Mill, tiny: Path) -> None:
+    """kombu takes a message from its queue before it notes that it has: what is taken then is gone."""
+    worker = mill.workers("tiny", tiny, 1)[0]
+    worker.send(signal.SIGSTOP)
+    job = submit(mill, "taken", 40)  # its permit goes to the connection of the stopped worker
+    worker.send(signal.SIGKILL)
+    worker.wait()
+    with mill.supervised("tiny", tiny):
+        assert_whole(mill, job, 40)
