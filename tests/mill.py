@@ -132,6 +132,7 @@ class Process:
 
     def __init__(self, log: Path) -> None:
         self.log = log
+        log.touch()
 
     @property
     def returncode(self) -> int | None:
@@ -207,6 +208,8 @@ class Mill:
     folder: Path
     #: Empty: none is named, and ``promptmill run`` brings its own server.
     redis_url: str
+    #: Of a store that is no folder.
+    store_uri: str | None = None
     processes: list[Process] = field(default_factory=list)
     _logs: int = 0
 
@@ -215,12 +218,16 @@ class Mill:
         return self.folder / "store"
 
     @property
+    def _store(self) -> str:
+        return self.store_uri or str(self.store_path)
+
+    @property
     def environment(self) -> dict[str, str]:
         """What commands and workers see."""
         own = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")}
         if self.redis_url:
             own["PROMPTMILL_REDIS_URL"] = self.redis_url
-        return {**own, "PROMPTMILL_STORE": str(self.store_path), "PROMPTMILL_LEASE_S": str(LEASE_S),
+        return {**own, "PROMPTMILL_STORE": self._store, "PROMPTMILL_LEASE_S": str(LEASE_S),
                 "PROMPTMILL_SWEEP_S": str(SWEEP_S), **ONCE}  # fmt: skip
 
     # -- Commands.
@@ -336,7 +343,7 @@ class Mill:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
-        settings = Settings.load(store=str(self.store_path), redis_url=self.redis_url, lease_s=LEASE_S, sweep_s=SWEEP_S)
+        settings = Settings.load(store=self._store, redis_url=self.redis_url, lease_s=LEASE_S, sweep_s=SWEEP_S)
         connection = Connection(settings, create=True)
         try:
             yield connection
@@ -356,7 +363,7 @@ class Mill:
 
     @property
     def store(self) -> Store:
-        return Store.open(str(self.store_path), create=True)
+        return Store.open(self._store, create=True)
 
     def status(self, job: str) -> dict[str, Any]:
         """``status --json`` of ``job``."""

@@ -31,12 +31,16 @@ def refused(mill: Mill, tiny: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("refused")
     pickled = Path(shutil.copytree(tiny, folder / "pickled"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    cut = Path(shutil.copytree(tiny, folder / "cut"))
+    weights = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     (folder / "photos").mkdir()
     (folder / "photos" / "cat.jpg").write_bytes(b"meow")
     good, down = ("--model", f"x={tiny}"), "redis://:hidden-word@127.0.0.1:1/0"
     processes = {
         "nowhere": mill.start_worker("--model", f"x={folder}/nowhere"),
         "pickled": mill.start_worker("--model", f"x={pickled}"),
+        "cut": mill.start_worker("--model", f"x={cut}"),
         "foreign": mill.start_worker(*good, PROMPTMILL_STORE=str(folder / "photos")),
         "bloom": mill.start_worker("--model", f"x={tiny_model('bloom', folder / 'bloom')}", "--engine", "inflight"),
         "static": mill.start_worker(*good, "--engine", "static"),
@@ -54,6 +58,14 @@ def test_pickled_weights_are_refused_in_one_line(refused: Refusals) -> None:
 
     assert (code, len(lines)) == (2, 1)
     assert lines[0].startswith(f"error: {refused.pickled} has only pickled weights (pytorch_model.bin)")
+
+
+def test_weights_that_are_cut_short_are_told_in_one_line(refused: Refusals) -> None:
+    code, lines = refused.of("cut")
+
+    assert (code, len(lines)) == (2, 1), lines
+    assert lines[0].startswith("error: ")
+    assert "model.safetensors" in lines[0] or "/cut" in lines[0]
 
 
 def test_a_store_that_belongs_to_something_else_is_told_before_the_model_is_loaded(refused: Refusals) -> None:
