@@ -4,6 +4,7 @@
 
 FAULTS_KILL  ``POINT`` or ``POINT:N``: SIGKILL at the Nth time (the first, unless told otherwise) that the process comes
              to a point of POINTS. With FAULTS_ONCE, a path: only the first process that gets there.
+FAULTS_STOP  as FAULTS_KILL, but SIGSTOP: others go on, until a SIGCONT.
 FAULTS_LOG   a folder: one file for each process, ``PID.log``, that survives its kill. A line for each claim (``claim
              JOB BATCH KIND``), each row that was handed to the engine (``begin STAGE BATCH ROW SAMPLE``), each that
              came back (``done STAGE BATCH ROW SAMPLE TOKENS``) and each batch whose part this process put (``commit
@@ -68,9 +69,11 @@ POINTS = WORKER_POINTS + PRODUCER_POINTS
 
 class _Faults:
     def __init__(self) -> None:
-        point, _, nth = os.environ.get("FAULTS_KILL", "").partition(":")
+        self._signal = signal.SIGSTOP if "FAULTS_STOP" in os.environ else signal.SIGKILL
+        given = os.environ.get("FAULTS_STOP") or os.environ.get("FAULTS_KILL", "")
+        point, _, nth = given.partition(":")
         if point and point not in POINTS:
-            raise ValueError(f"FAULTS_KILL: no point {point!r}")
+            raise ValueError(f"there is no point {point!r}")
         self._point, self._nth = point, int(nth or 1)
         self._once = os.environ.get("FAULTS_ONCE")
         self._seen: Counter[str] = Counter()
@@ -83,7 +86,7 @@ class _Faults:
         """The process is there now."""
         self._seen[point] += 1
         if point == self._point and self._seen[point] == self._nth and self._first():
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._signal)
 
     def _first(self) -> bool:
         if self._once is None:
