@@ -28,7 +28,6 @@ from ops.faults import plugin
 from ops.faults.checker import Expected, Published, Work, check_store
 from ops.faults.curse import CURSE
 from ops.faults.proxy import Proxy
-from ops.faults.reference import texts_alone
 from tests.mill import Mill, Server, Worker, wait_until
 
 MODEL, TOKENS, PROMPTS = "tiny", 16, 150
@@ -78,6 +77,8 @@ class Campaign:
         self.permits = Permits(make_app(self.mill.redis_url, self.store.id), self.store.id)
         self.published = Published(self.mill.store_path)
         self.prompts = [f"the lamp number {i}" for i in range(PROMPTS)]
+        from ops.faults.reference import texts_alone  # late: torch takes seconds to import
+
         self.texts = texts_alone(self.model, self.prompts, TOKENS)
         #: Workers that were killed with leases, and since when these have been waiting.
         self.orphans: dict[int, float] = {}
