@@ -161,11 +161,16 @@ class Store:
         raise AssertionError("unreachable: Retrying raises")
 
     def list(self, prefix: str) -> Iterator[StoredFile]:
-        """All files below the folder ``prefix``, in no particular order."""
+        """All files below the folder ``prefix``, in no particular order.
+
+        On a local disk without what a link leads to: it may be anybody's, and what is listed may come to be deleted.
+        """
+        folders: dict[str, bool] = {}
         try:
             for chunk in obstore.list(self._backend, prefix=prefix):
                 for item in chunk:
-                    yield StoredFile(item["path"], item["size"], item["last_modified"])
+                    if self._root is None or _is_no_link(self._root, item["path"], folders):
+                        yield StoredFile(item["path"], item["size"], item["last_modified"])
         except (BaseError, OSError) as error:
             failure = self._classify(error, prefix)
             if not isinstance(failure, NotFoundError):
@@ -307,6 +312,19 @@ def _local_backend(root: Path, *, create: bool) -> LocalStore:
     if create and not os.access(root, os.W_OK | os.X_OK):
         raise StoreUnavailableError(f"store {root} cannot be written: give this user write permission, or use another")
     return LocalStore(prefix=root)
+
+
+def _is_no_link(root: Path, path: str, folders: dict[str, bool]) -> bool:
+    """Whether neither the file nor a folder on the way is a link; ``folders`` remembers those.
+
+    The folders at the top may be: that is how the owner of a store puts one of them on another disk.
+    """
+    top, _, _ = path.partition("/")
+    file = root / path
+    folder = str(file.parent)
+    if folder not in folders:
+        folders[folder] = file.parent == root or file.parent.resolve().is_relative_to((root / top).resolve())
+    return folders[folder] and not file.is_symlink()
 
 
 def _reason(error: Exception) -> str:

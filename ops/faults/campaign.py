@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import signal
 import time
@@ -22,12 +21,13 @@ from typing import Any
 from jobs import layout
 from jobs.errors import PromptmillError
 from jobs.ledger import keys
-from jobs.permits import Permits, make_app, queue_key
+from jobs.permits import Permits, make_app
 from jobs.store import Store
 from ops.faults import plugin
 from ops.faults.checker import Expected, Published, Work, check_store
 from ops.faults.curse import CURSE
 from ops.faults.proxy import Proxy
+from ops.faults.strikes import FAULTS
 from tests.mill import Mill, Server, Worker, wait_until
 
 MODEL, TOKENS, PROMPTS = "tiny", 16, 150
@@ -62,6 +62,8 @@ class Campaign:
     #: Seconds between two faults, on average.
     pace_s: float = 1.5
     say: Callable[[str], None] = lambda line: None
+    alias: str = MODEL
+    lease_s: float = LEASE_S
 
     done: Counter[str] = field(default_factory=Counter)
     recoveries: list[float] = field(default_factory=list)
@@ -183,7 +185,11 @@ class Campaign:
 
     def _settings(self) -> dict[str, str]:
         url = f"redis://127.0.0.1:{self.proxy.port}/0"
-        return {"PROMPTMILL_LEASE_S": str(LEASE_S), "PROMPTMILL_SWEEP_S": str(SWEEP_S), "PROMPTMILL_REDIS_URL": url}
+        return {
+            "PROMPTMILL_LEASE_S": str(self.lease_s),
+            "PROMPTMILL_SWEEP_S": str(SWEEP_S),
+            "PROMPTMILL_REDIS_URL": url,
+        }
 
     def _bury(self, worker: Worker) -> None:
         self.fleet.remove(worker)
@@ -280,130 +286,11 @@ class Campaign:
     def _look(self) -> None:
         self.wrong += [line for line in self.published.look() if not any(name in line for name in self.damaged)]
 
-    def _victim(self) -> Worker | None:
+    def victim(self) -> Worker | None:
         alive = [worker for worker in self.fleet if worker.alive]
         return self.rng.choice(alive) if alive else None
 
-    def _live_job(self, ending: str | None = None) -> str | None:
+    def live_job(self, ending: str | None = None) -> str | None:
         live = [job.expected for job in self.jobs if job.accepted and not self.ended(job)]
         names = [each.job for each in live if ending is None or ending in each.endings]
         return self.rng.choice(names) if names else None
-
-
-def _kill(campaign: Campaign) -> bool:
-    if (worker := campaign._victim()) is None:
-        return False
-    campaign.orphans[worker.pid] = time.monotonic()
-    worker.send(signal.SIGKILL)
-    return True
-
-
-def _terminate(campaign: Campaign) -> bool:
-    if (worker := campaign._victim()) is None:
-        return False
-    worker.send(signal.SIGTERM)
-    return True
-
-
-def _stop_past_lease(campaign: Campaign) -> bool:
-    if (worker := campaign._victim()) is None:
-        return False
-    worker.send(signal.SIGSTOP)
-    campaign.later.append((time.monotonic() + 2 * LEASE_S, lambda: worker.send(signal.SIGCONT)))
-    return True
-
-
-def _restart_redis(campaign: Campaign) -> bool:
-    campaign.server.kill()
-    time.sleep(campaign.rng.uniform(0.0, 2.0))
-    campaign.server.start()
-    return True
-
-
-def _flush(campaign: Campaign) -> bool:
-    campaign.server.client.flushall()
-    return True
-
-
-def _drop_messages(campaign: Campaign) -> bool:
-    names = campaign.server.client.keys(f"promptmill:{campaign.store.id}:celery:*")
-    return bool(names) and bool(campaign.server.client.delete(*names))
-
-
-def _too_many_permits(campaign: Campaign) -> bool:
-    campaign.permits.send(MODEL, 50)
-    return True
-
-
-def _garbage(campaign: Campaign) -> bool:
-    content = campaign.rng.choice(["not json", "{}", '{"body": 1}', os.urandom(20)])
-    return bool(campaign.server.client.rpush(queue_key(campaign.store.id, MODEL), content))
-
-
-def _spoil_connections(campaign: Campaign) -> bool:
-    proxy = campaign.proxy
-    mode = campaign.rng.choice(["reset", "silent", "slow", "cut", "refuse"])
-    if mode == "reset":
-        proxy.reset()
-        return True
-    proxy.use(mode)  # type: ignore[arg-type]
-
-    def mend() -> None:
-        # What was swallowed is missing: such a connection is of no use any more.
-        proxy.use("pass")
-        proxy.reset()
-
-    campaign.later.append((time.monotonic() + campaign.rng.uniform(0.5, 3.0), mend))
-    return True
-
-
-def _pause(campaign: Campaign) -> bool:
-    if (job := campaign._live_job()) is None or campaign.mill.call("pause", job).code:
-        return False
-    campaign.later.append((time.monotonic() + 2.0, lambda: _resume(campaign, job)))
-    return True
-
-
-def _resume(campaign: Campaign, job: str) -> None:
-    campaign.mill.call("resume", job)
-
-
-def _cancel(campaign: Campaign) -> bool:
-    job = campaign._live_job("cancelled")
-    return job is not None and campaign.mill.call("cancel", job).code == 0
-
-
-def _damage_a_part(campaign: Campaign) -> bool:
-    parts = list(campaign.mill.store_path.glob("data/*/parts/part-*.parquet"))
-    if not parts:
-        return False
-    path = campaign.rng.choice(parts)
-    content = bytearray(path.read_bytes())
-    campaign.damaged.add(path.name)
-    if campaign.rng.random() < 0.5:
-        content[campaign.rng.randrange(len(content))] ^= 1 << campaign.rng.randrange(8)
-    else:
-        del content[campaign.rng.randrange(len(content)) :]
-    path.write_bytes(content)
-    return True
-
-
-#: What can happen, how often beside the others, and how; None: it happens where jobs and workers are made.
-FAULTS: dict[str, tuple[int, Callable[[Campaign], bool] | None]] = {
-    "kill": (8, _kill),
-    "terminate": (1, _terminate),
-    "stop past lease": (1, _stop_past_lease),
-    "restart redis": (1, _restart_redis),
-    "flush redis": (1, _flush),
-    "drop messages": (1, _drop_messages),
-    "too many permits": (1, _too_many_permits),
-    "garbage": (1, _garbage),
-    "spoil connections": (2, _spoil_connections),
-    "pause": (1, _pause),
-    "cancel": (2, _cancel),
-    "damage a part": (1, _damage_a_part),
-    "kill point": (0, None),
-    "curse": (0, None),
-    "deadline": (0, None),
-    "submit again": (0, None),
-}

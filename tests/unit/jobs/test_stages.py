@@ -64,3 +64,23 @@ def test_a_file_that_a_killed_process_was_writing_is_removed_after_a_day(store: 
     clean_up(store, now() + timedelta(days=1, minutes=1))
     assert not half.exists()
     assert store.exists(layout.input_batch("accepted", 0))
+
+
+def test_what_links_lead_to_is_nobodys_to_remove(store: Store, tmp_path: Path) -> None:
+    assert store.root is not None
+    theirs = tmp_path / "theirs" / "input"
+    theirs.mkdir(parents=True)
+    (theirs / "batch-00000.parquet").write_bytes(b"precious")
+    (store.root / "data" / "linked").symlink_to(theirs.parent, target_is_directory=True)
+    (store.root / "data" / "killed" / "input" / "batch-00001.parquet").symlink_to(theirs / "batch-00000.parquet")
+    (store.root / "jobs" / "evil.json").symlink_to(theirs / "batch-00000.parquet")
+    assert remove_abandoned(store, now() + LATER) == ["killed"]
+    assert (theirs / "batch-00000.parquet").read_bytes() == b"precious"
+
+
+def test_a_top_folder_may_lie_on_another_disk(store: Store, tmp_path: Path) -> None:
+    assert store.root is not None
+    (store.root / "data").rename(tmp_path / "elsewhere")
+    (store.root / "data").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert remove_abandoned(store, now() + LATER) == ["killed"]
+    assert store.exists(layout.input_batch("accepted", 0))
