@@ -18,22 +18,24 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(RUN), *arguments], capture_output=True, text=True, check=False)
 
 
-def test_half_a_minute_of_all_faults_breaks_no_promise() -> None:
-    done = run("--minutes", "0.5", "--seed", "5", "--pace", "1")
+@pytest.mark.timeout(400)
+def test_until_four_workers_were_killed_all_faults_together_break_no_promise() -> None:
+    done = run("--minutes", "0.2", "--kills", "4", "--seed", "5", "--pace", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["violations"] == []
-    assert found["kills"] >= 3
-    assert found["rows"] >= 100
+    assert found["kills"] >= 4
+    assert found["rows"] > 0
     assert found["generated"]["again"] <= found["generated"]["in_hand_of_the_dead"]
 
 
-def test_a_quarter_of_a_minute_of_soaking_measures_what_is_held() -> None:
-    done = run("--soak", "--minutes", "0.25")
+@pytest.mark.timeout(300)
+def test_a_short_soak_measures_what_is_held() -> None:
+    done = run("--soak", "--minutes", "0.15")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["violations"] == []
-    assert found["jobs"] >= 2
+    assert found["jobs"] >= 1
     assert found["redis_keys_without_ttl"]["last_quarter"] < 50
 
 

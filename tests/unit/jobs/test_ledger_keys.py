@@ -72,4 +72,4 @@ def test_scripts_use_only_keys_of_the_table_and_say_which_they_touch(path: Path)
 def test_what_ends_work_runs_without_memory_and_what_begins_it_does_not() -> None:
     flags = {path.stem: path.read_text(encoding="utf-8").partition("\n")[0] for path in SCRIPTS}
     refused = {name for name, line in flags.items() if line == "#!lua"}
-    assert refused == {"accept", "claim", "claim_finalize"}
+    assert refused == {"accept", "claim"}
