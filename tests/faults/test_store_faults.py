@@ -137,8 +137,8 @@ def test_parts_that_lose_bits_or_their_end_are_set_aside_said_and_generated_agai
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Proxy]]:
-    """The URI of a bucket on an S3 server behind a proxy."""
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[str, Proxy]]:
+    """The URI of an empty store on an S3 server behind a proxy."""
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
@@ -150,7 +150,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Proxy]]:
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="mill")
-    yield "s3://mill/store", proxy
+    # All of moto's servers in a process have the same buckets.
+    yield f"s3://mill/{tmp_path.name}", proxy
     proxy.close()
     moto.stop()
 
