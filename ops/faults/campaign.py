@@ -84,6 +84,8 @@ class Campaign:
         self.texts = texts_alone(self.model, self.prompts, TOKENS)
         #: Workers that were killed with leases, and since when these have been waiting.
         self.orphans: dict[int, float] = {}
+        #: Workers that a fault has killed.
+        self.struck: set[int] = set()
         #: What ends a disturbance that lasts, and when.
         self.later: list[tuple[float, Callable[[], None]]] = []
         #: Files that a fault has damaged: they have changed.
@@ -197,7 +199,7 @@ class Campaign:
         code = worker.returncode
         if code == -signal.SIGKILL:
             # Those that faults killed are counted by them.
-            self.done["kill point"] += worker.pid not in self.orphans
+            self.done["kill point"] += worker.pid not in self.struck
             self.orphans.setdefault(worker.pid, time.monotonic())
         elif code == -signal.SIGSEGV:
             self.done["curse"] += 1

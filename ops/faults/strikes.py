@@ -18,6 +18,7 @@ def _kill(campaign: Campaign) -> bool:
     if (worker := campaign.victim()) is None:
         return False
     campaign.orphans[worker.pid] = time.monotonic()
+    campaign.struck.add(worker.pid)
     worker.send(signal.SIGKILL)
     return True
 
