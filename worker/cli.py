@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Any, Literal
 
@@ -33,10 +32,6 @@ Engine = Annotated[
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model ships.")]
 
-#: Of oneDNN and of PyTorch above it: kernels by the shape that they were made for, which here is another at most steps.
-#: By default each keeps 1,024, which takes half a GB.
-_ONEDNN_CACHES, _ONEDNN_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), "256"
-
 
 @app.command(epilog=f"Example:{EPILOG_NEWLINES}promptmill-worker start --model copy=./my-model --concurrency 4")
 def start(
@@ -61,8 +56,6 @@ def start(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch (default: its own choice).")] = None,
 ) -> None:
     """Serve a model until SIGTERM: the running batches get a grace period, then they are handed back."""
-    for cache in _ONEDNN_CACHES:
-        os.environ.setdefault(cache, _ONEDNN_KERNELS)
     from worker.app import WorkerOptions, run_worker
 
     settings = Settings.load()
