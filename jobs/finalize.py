@@ -243,7 +243,7 @@ def _publish_file(
     try:
         content = store.get(path)
     except NotFoundError:
-        merged = _merge(store, job, parts[planned.first : planned.last + 1], alive)
+        merged = _merge(store, job, planned, parts, alive)
         content = merged if store.put_if_absent(path, merged) else store.get(path)
     rows = read_row_count(content)
     if rows != planned.rows:
@@ -252,24 +252,29 @@ def _publish_file(
     return {"path": name, "rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _merge(store: Store, job: JobFile, parts: list[Part], alive: Progress) -> bytes:
-    """The rows of ``parts``, which are in order of row_index and sample_index, as one Parquet file."""
+def _merge(store: Store, job: JobFile, planned: PlannedFile, parts: list[Part], alive: Progress) -> bytes:
+    """The rows of the planned parts, in order of row_index and sample_index, as one Parquet file."""
     schema = result_schema(job.columns)
     merged = ParquetBuffer(schema)
-    tables_of_parts = _in_parallel(lambda part: _read_again(store, job, part), parts)
+    chosen = parts[planned.first : planned.last + 1]
+    tables_of_parts = _in_parallel(lambda part: _read_again(store, job, part, parts), chosen)
     for tables in _grouped(tables_of_parts, _PARTS_PER_ROW_GROUP):
         alive()
         merged.write(pa.concat_tables([table.cast(schema) for table in tables]))
     return merged.finish()
 
 
-def _read_again(store: Store, job: JobFile, part: Part) -> pa.Table:
-    """The rows of a part that could be read a while ago. Raises MissingPartsError where it cannot be any more."""
+def _read_again(store: Store, job: JobFile, part: Part, parts: list[Part]) -> pa.Table:
+    """The rows of one of ``parts``, all of which could be read a while ago. One that cannot be any more is set aside.
+
+    Raises MissingPartsError then.
+    """
     try:
         return read_part(store.get(part.path))
     except DamagedFileError:
-        others = _all_parts(store, job, Status.COMPLETED, lambda: None)  # which sets it aside, and raises
-        raise MissingPartsError(job.id, [part.batch], _sum(other.counts for other in others)) from None
+        find_part(store, job, part.batch)  # which sets it aside
+        others = (other.counts for other in parts if other is not part)
+        raise MissingPartsError(job.id, [part.batch], _sum(others)) from None
 
 
 def _publish_manifest(

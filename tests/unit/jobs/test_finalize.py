@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import orjson
 import pyarrow as pa
@@ -210,6 +214,27 @@ def test_a_part_that_went_bad_is_missing_and_set_aside(store: Store, position: i
     assert len(set(keys_of(dataset(store, job.id)))) == 10
 
 
+def test_a_part_that_goes_bad_between_two_looks_is_missing_and_set_aside(store: Store) -> None:
+    job = accept_job(store, rows=10, batch_size=4)
+    run_batches(store, job)
+    path = layout.part(job.stage, 1)
+    content = store.get(path)
+    put = store.put_if_absent
+
+    def damage(name: str, plan: bytes) -> bool:
+        won = put(name, plan)
+        if name == layout.plan_file(job.stage):
+            store.delete([path])
+            put(path, content[:-50])
+        return won
+
+    with patch.object(store, "put_if_absent", damage), pytest.raises(MissingPartsError) as caught:
+        finalize(store, job, Status.COMPLETED)
+    assert (caught.value.batches, caught.value.counts.rows) == ([1], 6)
+    assert store.exists(layout.damaged_part(job.stage, 1))
+    assert not store.exists(layout.success_file(job.id))
+
+
 def test_parts_that_do_not_add_up_to_the_accepted_rows_are_refused(store: Store) -> None:
     job = accept_job(store, rows=10, batch_size=4)
     run_batches(store, job, [1, 2])
@@ -309,24 +334,26 @@ class MortalStore(Store):
 
     def __init__(self, other: Store, deadly: int, *, after: bool) -> None:
         super().__init__(other._backend, other.uri, other.root)
-        self._left, self._after = deadly, after
+        self._deadly, self._after = deadly, after
+        #: Changes have a number each, for many threads make them.
+        self._changes = itertools.count(1)
 
     def put_if_absent(self, path: str, content: bytes) -> bool:
-        self._live(before=True)
-        won = super().put_if_absent(path, content)
-        self._live(before=False)
-        return won
+        with self._change():
+            return super().put_if_absent(path, content)
 
     def delete(self, paths: list[str]) -> None:
         for path in paths:
-            self._live(before=True)
-            super().delete([path])
-            self._live(before=False)
+            with self._change():
+                super().delete([path])
 
-    def _live(self, *, before: bool) -> None:
-        if before:
-            self._left -= 1
-        if self._left == 0 and before is not self._after:
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        dies = next(self._changes) == self._deadly
+        if dies and not self._after:
+            raise Death
+        yield
+        if dies:
             raise Death
 
 
