@@ -153,7 +153,7 @@ def _commit(worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease,
     try:
         return put()
     except StoreUnavailableError:
-        with worker.waiting_to_commit():
+        with worker.waiting_to_commit:
             waiting = Retrying(
                 retry=retry_if_exception_type(StoreUnavailableError),
                 wait=wait_random_exponential(multiplier=0.5, max=_COMMIT_PAUSE_S),

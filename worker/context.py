@@ -28,6 +28,22 @@ _DISK_LOOK_S, _DISK_WORD_S = 1.0, 60.0
 MAX_BACK_OFF_S = 30.0
 
 
+class ThreadCount:
+    """How many threads are within ``with count:`` at this moment."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.threads = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.threads -= 1
+
+
 @dataclass(slots=True)
 class WorkerContext:
     """The process's one engine, its connections, and the leases that it holds."""
@@ -50,10 +66,11 @@ class WorkerContext:
     abandoned: threading.Event = field(default_factory=threading.Event)
     _admission: threading.Lock = field(default_factory=threading.Lock)
     _count: threading.Lock = field(default_factory=threading.Lock)
-    _waiting: int = 0
-    #: Claims in a row that came to nothing, and commits that wait for the store.
+    _waiting: ThreadCount = field(default_factory=ThreadCount)
+    #: Commits that wait for the store: meanwhile this process claims nothing more.
+    waiting_to_commit: ThreadCount = field(default_factory=ThreadCount)
+    #: Claims in a row that came to nothing.
     _setbacks: int = 0
-    _commits_waiting: int = 0
     _store_has_room: bool = True
     _disk_looked_at: float = 0.0
     _disk_told_at: float = 0.0
@@ -74,14 +91,14 @@ class WorkerContext:
         costs little and that a job which enters is not far behind. One thread at a time is in here, until its
         rows are in hand: of many that waited, only one may take the room.
         """
-        with self._counting_waiter(), self._admission:
+        with self._waiting, self._admission:
             while not self.draining.is_set() and not (self.has_room and self.store_has_room()):
                 time.sleep(poll_s)
             yield not self.draining.is_set()
 
     def store_has_room(self) -> bool:
         """Whether what is generated now could be kept: no commit waits for the store, and its disk is not full."""
-        if self._commits_waiting:
+        if self.waiting_to_commit.threads:
             return False
         now = time.monotonic()
         if now - self._disk_looked_at >= _DISK_LOOK_S:
@@ -103,17 +120,6 @@ class WorkerContext:
                 self.store.uri, free / 2**20, self.settings.min_free_mb,
             )  # fmt: skip
         return False
-
-    @contextmanager
-    def waiting_to_commit(self) -> Iterator[None]:
-        """Meanwhile this process claims nothing more."""
-        with self._count:
-            self._commits_waiting += 1
-        try:
-            yield
-        finally:
-            with self._count:
-                self._commits_waiting -= 1
 
     def back_off(self) -> None:
         """Wait before the next claim, the longer the more of them came to nothing, with full jitter.
@@ -141,14 +147,4 @@ class WorkerContext:
     @property
     def waiting(self) -> int:
         """Threads that have a permit and wait for room."""
-        return self._waiting
-
-    @contextmanager
-    def _counting_waiter(self) -> Iterator[None]:
-        with self._count:
-            self._waiting += 1
-        try:
-            yield
-        finally:
-            with self._count:
-                self._waiting -= 1
+        return self._waiting.threads
