@@ -3,7 +3,7 @@
 ``install()`` wraps the few calls through which a process changes what others see. The environment says what happens:
 
 FAULTS_KILL  ``POINT`` or ``POINT:N``: SIGKILL at the Nth time (the first, unless told otherwise) that the process comes
-             to a point of POINTS. With FAULTS_ONCE, a path: only the first process that gets there.
+             to a point of POINTS.
 FAULTS_STOP  as FAULTS_KILL, but SIGSTOP: others go on, until a SIGCONT.
 FAULTS_LOG   a folder: one file for each process, ``PID.log``, that survives its kill. A line for each claim (``claim
              JOB BATCH KIND``), each row that was handed to the engine (``begin STAGE BATCH ROW SAMPLE``), each that
@@ -75,7 +75,6 @@ class _Faults:
         if point and point not in POINTS:
             raise ValueError(f"there is no point {point!r}")
         self._point, self._nth = point, int(nth or 1)
-        self._once = os.environ.get("FAULTS_ONCE")
         self._seen: Counter[str] = Counter()
         folder = os.environ.get("FAULTS_LOG")
         self._log = None if folder is None else os.open(
@@ -85,17 +84,8 @@ class _Faults:
     def at(self, point: str) -> None:
         """The process is there now."""
         self._seen[point] += 1
-        if point == self._point and self._seen[point] == self._nth and self._first():
+        if point == self._point and self._seen[point] == self._nth:
             os.kill(os.getpid(), self._signal)
-
-    def _first(self) -> bool:
-        if self._once is None:
-            return True
-        try:
-            Path(self._once).touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
 
     def note(self, *words: object) -> None:
         if self._log is not None:

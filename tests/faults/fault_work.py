@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from ops.faults.checker import Expected, check_job
 from tests.mill import Mill, wait_until
 
@@ -13,10 +11,8 @@ TOKENS = 32
 
 def submit(mill: Mill, name: str, rows: int = 300, batch: int = 20, tokens: int = TOKENS, model: str = "tiny") -> str:
     """A job of ``rows`` numbered rows under the id ``name``."""
-    lines = (json.dumps({"prompt": f"{name} {i}: the lamp", "number": i}) + "\n" for i in range(rows))
-    source = mill.write(f"{name}.jsonl", "".join(lines))
     flags = ("--model", model, "--max-tokens", str(tokens), "--batch-size", str(batch), "--job-id", name)
-    return mill.call("submit", source, *flags).ok().out.strip()
+    return mill.call("submit", mill.prompts(name, rows), *flags).ok().out.strip()
 
 
 def assert_whole(mill: Mill, job: str, rows: int = 300, timeout_s: float = 90.0) -> None:

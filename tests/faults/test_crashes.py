@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_work import submit
 
 from jobs.ledger import keys
 from tests.mill import LEASE_S, Mill, Process, Server, Worker, rows_in_order, wait_until
 
 pytestmark = pytest.mark.faults
-
-#: Enough for seconds of work: every test has to catch its job half-way.
-TOKENS = "32"
 
 
 @pytest.fixture
@@ -28,11 +26,6 @@ def workers(mill: Mill, tiny: Path) -> list[Worker]:
     alive += [mill.worker("tiny", tiny, "--grace", "0.2") for _ in range(2 - len(alive))]
     mill.wait_for_workers(alive)
     return alive
-
-
-def submit(mill: Mill, name: str, rows: int = 300, batch: int = 20) -> str:
-    flags = ("--model", "tiny", "--max-tokens", TOKENS, "--batch-size", str(batch))
-    return mill.call("submit", mill.prompts(name, rows), *flags).ok().out.strip()
 
 
 def leases(mill: Mill, job: str) -> list[str]:
