@@ -54,7 +54,7 @@ class InputBatch:
 
 def write_batch(table: pa.Table) -> bytes:
     """The Parquet bytes of one input batch: the INPUT_FIELDS, then ``src:`` columns."""
-    return to_parquet(table, compression_level=1)
+    return to_parquet(table, plain=True)
 
 
 def read_batch(content: bytes, sampling: SamplingParams) -> InputBatch:

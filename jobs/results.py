@@ -42,6 +42,9 @@ RESULT_NAMES = frozenset(item.name for item in RESULT_FIELDS)
 
 _COUNTS_KEY = b"promptmill.counts"
 
+#: The metadata of a staged column whose values are JSON text, to be cast to the column's type at commit.
+JSON_TEXT = {b"promptmill.staged": b"json"}
+
 
 @dataclass(slots=True)
 class ResultRow:
@@ -160,7 +163,7 @@ def write_part(rows: list[ResultRow], own: pa.Table, columns: tuple[Column, ...]
     position = pa.array([row.row_index - first_row for row in rows], pa.int64())
     for column in columns:
         if column.source in own.column_names:
-            arrays.append(_cast(own.column(column.source), column).take(position))
+            arrays.append(_cast(own, column).take(position))
         else:  # the column first appears in a later batch, or the input is lost
             arrays.append(pa.array([None] * len(rows), arrow_type(column)))
     table = pa.table(arrays, schema=schema)
@@ -201,11 +204,14 @@ def part_counts(content: bytes) -> PartCounts:
         raise DamagedFileError(f"the part's footer cannot be read: {error}") from error
 
 
-def _cast(staged: pa.ChunkedArray[Any], column: Column) -> pa.ChunkedArray[Any]:
-    """A source column from its staged form (raw JSON text, but for ``typed``) to its form in the results."""
-    if column.encoding in ("typed", "json"):
-        return staged.cast(arrow_type(column))
-    if column.encoding == "string":
-        values = [None if text is None else orjson.loads(text) for text in staged.to_pylist()]
-        return pa.chunked_array([pa.array(values, pa.string())])
-    return staged.cast(pa.string()).cast(arrow_type(column))
+def _cast(own: pa.Table, column: Column) -> pa.ChunkedArray[Any]:
+    """A source column from its staged form to its form in the results.
+
+    A JSON column is staged as the kind that all its values in the batch had, or as JSON text.
+    """
+    staged, target = own.column(column.source), arrow_type(column)
+    if column.encoding == "json" and own.schema.field(column.source).metadata != JSON_TEXT:
+        texts = [None if value is None else orjson.dumps(value).decode() for value in staged.to_pylist()]
+        return pa.chunked_array([pa.array(texts, target)])
+    # Integers widen to the nearest float.
+    return staged.cast(target, safe=column.encoding != "float64")

@@ -23,7 +23,7 @@ from pydantic import (
 from jobs.errors import InputError
 
 #: Raised whenever a field of JobFile changes its meaning; readers refuse what they do not know.
-JOB_VERSION = 1
+JOB_VERSION = 2
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@+-]{1,200}")
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,56}")

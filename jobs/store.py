@@ -40,7 +40,7 @@ REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
 _ATTEMPTS = 5
 
 #: Of obstore's own retries, which come below ours: by default ten in three minutes, for each of our tries.
-_RETRY: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=60)}
+RETRY: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=60)}
 
 
 #: What obstore writes a file as before it has its name.
@@ -91,7 +91,7 @@ class Store:
             return cls(MemoryStore(), uri, None)
         if separator and scheme in REMOTE_SCHEMES:
             try:
-                return cls(from_url(uri.rstrip("/"), retry_config=_RETRY), uri.rstrip("/"), None)
+                return cls(from_url(uri.rstrip("/"), retry_config=RETRY), uri.rstrip("/"), None)
             except (BaseError, ValueError) as error:
                 raise StoreUnavailableError(f"store {uri}: {_reason(error)}") from error
         if separator and scheme != "file":

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
-from jobs.prompts import INPUT_FIELDS, SOURCE_PREFIX
+from jobs.prompts import INPUT_FIELDS
 from jobs.spec import Column
-from producer.columns import ColumnTypes, as_json
+from producer.columns import OwnColumns, as_json
+from producer.digest import RowsDigest
 from producer.rows import CheckedRow
 
 
@@ -47,23 +48,18 @@ class BatchBuilder:
     def __init__(self, batch_size: int, types: Mapping[str, pa.DataType] | None = None) -> None:
         self.totals = Totals()
         self._batch_size = batch_size
-        self._columns = ColumnTypes(types)
-        self._rows_hash = hashlib.sha256()
+        self._columns = OwnColumns(types)
+        self._digest = RowsDigest()
 
     def batches(self, rows: Iterable[CheckedRow]) -> Iterator[StagedBatch]:
         """The batches as they fill up; at most one is held. Raises InputError for too many columns."""
-        pending: list[CheckedRow] = []
-        for row in rows:
-            pending.append(row)
-            if len(pending) == self._batch_size:
-                yield self._cut(pending)
-                pending = []
-        if pending:
+        iterator = iter(rows)
+        while pending := list(islice(iterator, self._batch_size)):
             yield self._cut(pending)
 
     def digest(self, identity: bytes) -> str:
         """SHA-256, hex, of the job's identity and all rows so far: ``JobFile.digest``."""
-        return hashlib.sha256(hashlib.sha256(identity).digest() + self._rows_hash.digest()).hexdigest()
+        return self._digest.hexdigest(identity, self.totals.rows)
 
     def columns(self) -> tuple[Column, ...]:
         """The source's own columns with the types that all rows so far settle."""
@@ -86,45 +82,29 @@ class BatchBuilder:
                 totals.invalid += 1
 
     def _table(self, rows: list[CheckedRow]) -> pa.Table:
-        fixed = self._fixed_columns(rows)
-        arrays = [pa.array(fixed[item.name], item.type) for item in INPUT_FIELDS]
-        fields: list[pa.Field[Any]] = list(INPUT_FIELDS)
-        self._columns.see(dict.fromkeys(name for row in rows for name in row.own))
-        own = {name: self._columns.stage(name, [row.own.get(name) for row in rows]) for name in self._columns.names}
-        for name, array in own.items():
-            arrays.append(array)
-            fields.append(pa.field(SOURCE_PREFIX + name, array.type))
-        self._hash(fixed, own)
-        return pa.table(arrays, schema=pa.schema(fields))
+        places = pa.array(range(self.totals.rows, self.totals.rows + len(rows)), pa.int64())
+        fixed = [places, *_request_columns(rows)]
+        for item, array in zip(INPUT_FIELDS[1:], fixed[1:], strict=True):
+            self._digest.add(("request", item.name, ""), array, places)
+        own = self._columns.stage([row.own for row in rows])
+        for staged in own:
+            for kind, array, where in staged.pieces:
+                self._digest.add(("own", staged.name, kind), array, places if where is None else places.take(where))
+        fields: list[pa.Field[Any]] = [*INPUT_FIELDS, *(staged.field for staged in own)]
+        return pa.table([*fixed, *(staged.array for staged in own)], schema=pa.schema(fields))
 
-    def _fixed_columns(self, rows: list[CheckedRow]) -> dict[str, list[Any]]:
-        problems = [row.problem for row in rows]
-        first = self.totals.rows
-        return {
-            "row_index": list(range(first, first + len(rows))),
-            "custom_id": [row.custom_id for row in rows],
-            "prompt": [row.prompt for row in rows],
-            "messages": [None if row.messages is None else as_json(row.messages) for row in rows],
-            "params": [_params(row.params) if row.params else None for row in rows],
-            "error_code": [problem and problem.code for problem in problems],
-            "error_message": [problem and problem.reason for problem in problems],
-        }
 
-    def _hash(self, fixed: dict[str, list[Any]], own: dict[str, pa.Array[Any]]) -> None:
-        """Adds the canonical rows to the digest: one JSON array each, own columns by name, nulls left out.
-
-        Nulls are left out because a column that nobody has named yet is one; so the digest depends neither on
-        where batches are cut nor on the order of keys.
-        """
-        names = sorted(own)
-        texts = [[value if value is None else str(value) for value in own[name].to_pylist()] for name in names]
-        fields = [fixed[item.name] for item in INPUT_FIELDS[1:]]
-        for position, row in enumerate(zip(*fields, strict=True)):
-            values = {
-                name: text[position] for name, text in zip(names, texts, strict=True) if text[position] is not None
-            }
-            self._rows_hash.update(orjson.dumps([*row, values]))
-            self._rows_hash.update(b"\n")
+def _request_columns(rows: list[CheckedRow]) -> list[pa.Array[Any]]:
+    """The INPUT_FIELDS of these rows but the first, row_index."""
+    columns = [
+        [row.custom_id for row in rows],
+        [row.prompt for row in rows],
+        [None if row.messages is None else as_json(row.messages) for row in rows],
+        [_params(row.params) if row.params else None for row in rows],
+        [None if row.problem is None else row.problem.code for row in rows],
+        [None if row.problem is None else row.problem.reason for row in rows],
+    ]
+    return [pa.array(values, item.type) for values, item in zip(columns, INPUT_FIELDS[1:], strict=True)]
 
 
 def _params(params: dict[str, Any]) -> str:

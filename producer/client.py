@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from jobs.errors import InputError, JobNotCompletedError
 from jobs.settings import Settings
 from jobs.spec import JobSpec, JobStatus, SamplingParams, Status, split_model, validated
@@ -157,28 +155,7 @@ def _source(rows: Any) -> Source:
     if isinstance(rows, str | PathLike):
         return open_source(fspath(rows))
     if hasattr(rows, "__arrow_c_stream__"):
-        source = table_source(rows)
-        source.types = {name: _without_views(kind) for name, kind in (source.types or {}).items()}
-        return source
+        return table_source(rows)
     if isinstance(rows, Iterable):
         return rows_source(rows)
     raise InputError(f"cannot read rows from {type(rows).__name__}: give dicts, a table, a data frame or a path")
-
-
-def _without_views(kind: Any) -> Any:
-    """An Arrow type with plain strings and lists where it has views (Polars' have): Arrow cannot take their rows."""
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_binary_view(kind):
-        return pa.binary()
-    if pa.types.is_dictionary(kind):
-        return pa.dictionary(kind.index_type, _without_views(kind.value_type), kind.ordered)
-    if pa.types.is_struct(kind):
-        return pa.struct([item.with_type(_without_views(item.type)) for item in kind])
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_without_views(kind.value_type), kind.list_size)
-    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
-        return pa.list_(_without_views(kind.value_type))
-    if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
-        return pa.large_list(_without_views(kind.value_type))
-    return kind

@@ -1,22 +1,25 @@
-"""The source's own columns: how their values are written as text, and which types they get.
+"""The source's own columns: how they are staged, which types they get, how their values are written as text.
 
-A JSON column has no type before its last row was seen, so it is staged as raw JSON text, which is cast to the
-type settled here when a part is written: bool, int64, float64 and string stay what they are, integers among
-floats widen, and everything else stays JSON text.
+A JSON column has no type before its last row was seen. A batch of it whose values are all of one kind is staged as
+that kind, any other as raw JSON text, and the worker casts both to the type settled here when it writes a part:
+bool, int64, float64 and string stay what they are, integers among floats widen, everything else is JSON text.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, NamedTuple, cast
 
 import orjson
 import pyarrow as pa
 
 from jobs.errors import InputError
-from jobs.results import RESULT_NAMES, encode_arrow_type, result_name
+from jobs.prompts import SOURCE_PREFIX
+from jobs.results import JSON_TEXT, RESULT_NAMES, encode_arrow_type, result_name
 from jobs.spec import Column
 
 #: More columns than this are keys that hold data, and would make every file of the results huge.
@@ -28,6 +31,160 @@ _PARTITION = "job_id"
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 Encoding = Literal["typed", "int64", "float64", "bool", "string", "json"]
+
+
+class ArrowRow(NamedTuple):
+    """A row's own columns where they are in Arrow already: never turned into Python and back."""
+
+    batch: pa.RecordBatch
+    place: int
+
+
+#: A row's own columns.
+Own = Mapping[str, Any] | ArrowRow
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A batch of one column. ``pieces`` are its values by kind, each with the places of its values in the batch.
+
+    Places of None are all of them, in order.
+    """
+
+    name: str
+    array: pa.Array[Any]
+    pieces: Sequence[tuple[str, pa.Array[Any], Sequence[int] | None]]
+    is_json: bool = False
+
+    @property
+    def field(self) -> pa.Field[Any]:
+        return pa.field(SOURCE_PREFIX + self.name, self.array.type, metadata=JSON_TEXT if self.is_json else None)
+
+
+class OwnColumns:
+    """Stages the own columns batch by batch, and settles their types at the end.
+
+    ``types`` are the source's own, for sources whose columns have them.
+    """
+
+    def __init__(self, types: Mapping[str, pa.DataType] | None = None) -> None:
+        self._types = types
+        self._kinds: dict[str, set[str]] = {}
+
+    def stage(self, rows: Sequence[Own]) -> list[Staged]:
+        """The columns of one batch, those known by now, in order of appearance. Raises InputError for too many."""
+        if isinstance(rows[0], ArrowRow):
+            return self._stage_arrow(rows)  # type: ignore[arg-type]
+        dicts: Sequence[Mapping[str, Any]] = rows  # type: ignore[assignment]
+        self._see(dict.fromkeys(name for row in dicts for name in row))
+        return [self._stage_values(name, [row.get(name) for row in dicts]) for name in self._kinds]
+
+    def _stage_values(self, name: str, values: list[Any]) -> Staged:
+        if self._types is None:
+            return stage_json(name, values, self._kinds[name])
+        array = pa.array(values, self._types[name])
+        return Staged(name, array, [(str(array.type), array, None)])
+
+    def _stage_arrow(self, rows: Sequence[ArrowRow]) -> list[Staged]:
+        table = pa.Table.from_batches(list(_runs(rows))).combine_chunks()
+        self._see(table.column_names)
+        staged = []
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            array: Any = column.chunk(0)
+            staged.append(Staged(name, array, [(str(array.type), array, None)]))
+        return staged
+
+    def _see(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self._kinds:
+                self._kinds[name] = set()
+        if len(self._kinds) > MAX_COLUMNS:
+            reason = f"the rows have more than {MAX_COLUMNS} different columns"
+            raise InputError(f"{reason}: name those to keep with --keep-columns")
+
+    def settle(self) -> tuple[Column, ...]:
+        """The columns with their types and their names in the results."""
+        clashing = RESULT_NAMES | {_PARTITION}
+        taken = set(clashing) | {name for name in self._kinds if name not in clashing}
+        columns = []
+        for name, kinds in self._kinds.items():
+            shown = result_name(name, taken) if name in clashing else name
+            taken.add(shown)
+            columns.append(self._column(name, shown, kinds))
+        return tuple(columns)
+
+    def _column(self, source: str, name: str, kinds: set[str]) -> Column:
+        if self._types is not None:
+            return Column(source=source, name=name, encoding="typed", arrow=encode_arrow_type(self._types[source]))
+        return Column(source=source, name=name, encoding=settle_type(kinds))
+
+
+def _runs(rows: Sequence[ArrowRow]) -> Iterator[pa.RecordBatch]:
+    """The batches that hold ``rows``, cut to them: rows of one batch follow each other."""
+    for _, group in groupby(rows, key=lambda row: id(row.batch)):
+        run = list(group)
+        yield run[0].batch.slice(run[0].place, len(run))
+
+
+_NONE = type(None)
+_PLAIN: dict[type, tuple[str, pa.DataType]] = {
+    str: ("string", pa.string()),
+    int: ("int64", pa.int64()),
+    float: ("float64", pa.float64()),
+    bool: ("bool", pa.bool_()),
+}
+
+
+def stage_json(name: str, values: list[Any], kinds: set[str]) -> Staged:
+    """One batch of a JSON column, its kinds added to ``kinds``."""
+    present = set(map(type, values))
+    present.discard(_NONE)
+    if not present:
+        return Staged(name, pa.nulls(len(values), pa.string()), [])
+    if len(present) == 1 and (plain := _PLAIN.get(present.pop())) is not None:
+        kind, arrow = plain
+        try:
+            array = pa.array(values, arrow)
+        except (OverflowError, pa.ArrowInvalid):  # an integer beyond 64 bits
+            return _stage_text(name, values, kinds)
+        kinds.add(kind)
+        return Staged(name, array, [(kind, array, None)])
+    return _stage_text(name, values, kinds)
+
+
+def _stage_text(name: str, values: list[Any], kinds: set[str]) -> Staged:
+    """A batch whose values are nested or of several kinds, as JSON text."""
+    by_kind: dict[str, list[int]] = {}
+    for place, value in enumerate(values):
+        if value is not None:
+            by_kind.setdefault(_kind(value), []).append(place)
+    kinds.update(by_kind)
+    texts = pa.array([None if value is None else as_json(value) for value in values], pa.string())
+    arrow = dict(_PLAIN.values())
+    pieces = [
+        (kind, texts.take(places) if kind == "json" else pa.array([values[place] for place in places], arrow[kind]),
+         places)
+        for kind, places in by_kind.items()
+    ]  # fmt: skip
+    return Staged(name, texts, pieces, is_json=True)
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    if kind is int and not _INT64_MIN <= value <= _INT64_MAX:
+        return "json"
+    return _PLAIN[kind][0] if kind in _PLAIN else "json"
+
+
+def settle_type(kinds: set[str]) -> Encoding:
+    """The type of a column whose values are of these kinds; a column of nulls becomes strings."""
+    if not kinds:
+        return "string"
+    if kinds == {"int64", "float64"}:
+        return "float64"
+    if len(kinds) > 1:
+        return "json"
+    return cast(Encoding, next(iter(kinds)))
 
 
 def as_json(value: Any) -> str:
@@ -54,75 +211,3 @@ def unknown_column(name: str, columns: Iterable[str]) -> str:
     hint = f", did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
     return f"there is no column {name!r}{hint} (columns: {shown or 'none'})"
-
-
-class ColumnTypes:
-    """Collects the kinds of value of each column, batch by batch, and settles the types at the end.
-
-    ``types`` are the source's own, for sources whose columns have them.
-    """
-
-    def __init__(self, types: Mapping[str, pa.DataType] | None = None) -> None:
-        self._types = types
-        self._kinds: dict[str, set[str]] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """The columns seen so far, in order of appearance."""
-        return list(self._kinds)
-
-    def see(self, names: Iterable[str]) -> None:
-        """Notes that these columns exist. Raises InputError where there are too many."""
-        for name in names:
-            if name not in self._kinds:
-                self._kinds[name] = set()
-        if len(self._kinds) > MAX_COLUMNS:
-            reason = f"the rows have more than {MAX_COLUMNS} different columns"
-            raise InputError(f"{reason}: name those to keep with --keep-columns")
-
-    def stage(self, name: str, values: list[Any]) -> pa.Array[Any]:
-        """One batch of a column as it is staged, its kinds noted."""
-        if self._types is not None:
-            return pa.array(values, self._types[name])
-        kinds = self._kinds[name]
-        kinds.update(map(_kind, values))
-        return pa.array([None if value is None else as_json(value) for value in values], pa.string())
-
-    def settle(self) -> tuple[Column, ...]:
-        """The columns with their types and their names in the results."""
-        clashing = RESULT_NAMES | {_PARTITION}
-        taken = set(clashing) | {name for name in self._kinds if name not in clashing}
-        columns = []
-        for name, kinds in self._kinds.items():
-            shown = result_name(name, taken) if name in clashing else name
-            taken.add(shown)
-            columns.append(self._column(name, shown, kinds))
-        return tuple(columns)
-
-    def _column(self, source: str, name: str, kinds: set[str]) -> Column:
-        if self._types is not None:
-            return Column(source=source, name=name, encoding="typed", arrow=encode_arrow_type(self._types[source]))
-        return Column(source=source, name=name, encoding=settle_type(kinds))
-
-
-def settle_type(kinds: set[str]) -> Encoding:
-    """The type of a column whose values are of these kinds; a column of nulls becomes strings."""
-    present = kinds - {"null"}
-    if not present:
-        return "string"
-    if present == {"int64", "float64"}:
-        return "float64"
-    if len(present) > 1:
-        return "json"
-    only: Encoding = present.pop()  # type: ignore[assignment]
-    return only
-
-
-_KINDS = {type(None): "null", str: "string", bool: "bool", float: "float64"}
-
-
-def _kind(value: Any) -> str:
-    kind = type(value)
-    if kind is int:
-        return "int64" if _INT64_MIN <= value <= _INT64_MAX else "json"
-    return _KINDS.get(kind, "json")

@@ -34,9 +34,12 @@ def with_system(messages: list[dict[str, Any]], system: str | None) -> list[dict
     return [{"role": "system", "content": system}, *messages]
 
 
-def _message(item: Any, where: str, column: str) -> dict[str, Any]:
-    if not isinstance(item, dict):
+def _message(given: Any, where: str, column: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
         raise RowProblem(f"{where} must be an object with role and content", param=column)
+    item: dict[str, Any] = given
+    if None in item.values():  # columns of structs have every field in every message
+        item = {key: value for key, value in item.items() if value is not None or key == "content"}
     if unknown := item.keys() - _KEYS:
         raise RowProblem(f"{where} has a field {min(unknown)!r}, which is not supported", param=column)
     role = item.get("role")

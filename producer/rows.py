@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jobs.errors import InputError, Problem, SourceError
 from jobs.spec import SamplingParams
-from producer.columns import as_json, unknown_column
+from producer.columns import Own, as_json, unknown_column
 from producer.messages import check_messages, with_system
 from producer.overrides import PARAMETERS, Overrides
 from producer.problems import RowProblem
@@ -57,14 +57,14 @@ class CheckedRow(NamedTuple):
     n: int
     max_tokens: int
     #: The row's own columns that are kept.
-    own: dict[str, Any]
+    own: Own
     problem: Problem | None = None
 
 
 def error_row(
     problem: Problem,
     sampling: SamplingParams,
-    own: dict[str, Any] | None = None,
+    own: Own | None = None,
     custom_id: str | None = None,
 ) -> CheckedRow:
     """The row that stands for one that cannot run: always a single sample."""
@@ -93,6 +93,7 @@ class RowChecker:
         if source.columns_typed:
             self._awaited -= set(source.columns)
             self.finish()
+            source.choose(self._needed(), self._carried())
 
     def check(self, row: SourceRow) -> CheckedRow:
         """The request of this row; its ``problem`` says why where there is none."""
@@ -107,7 +108,7 @@ class RowChecker:
             prompt, messages = self._content(values)
         except RowProblem as error:
             problem = Problem(row.file, row.line, error.reason, error.code, error.param)
-            return error_row(problem, self._sampling, self._own(values), custom_id)
+            return error_row(problem, self._sampling, self._own(row), custom_id)
         return CheckedRow(
             row.file,
             row.line,
@@ -117,7 +118,7 @@ class RowChecker:
             params,
             params.get("n", self._sampling.n),
             params.get("max_tokens", self._sampling.max_tokens),
-            self._own(values),
+            self._own(row),
         )
 
     def finish(self) -> None:
@@ -127,9 +128,22 @@ class RowChecker:
             flag = "--drop-columns" if name in self._options.drop_columns else "--keep-columns"
             raise InputError(f"{flag}: {unknown_column(name, self._columns)}")
 
-    def _own(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _needed(self) -> frozenset[str]:
+        """The columns that requests are made of."""
+        fields = self._template.fields if self._template is not None else ()
+        named = (self._prompt_column, self._messages_column, self._id_column, *fields, *PARAMETERS)
+        return frozenset(name for name in named if name in self._columns)
+
+    def _carried(self) -> frozenset[str]:
+        """The columns that go on to the results."""
+        return (frozenset(self._columns) if self._kept is None else self._kept) - self._dropped
+
+    def _own(self, row: SourceRow) -> Own:
+        if row.arrow is not None:
+            return row.arrow
         if self._openai:
             return {}
+        values = row.values
         if self._kept is not None:
             return {name: value for name, value in values.items() if name in self._kept}
         if self._dropped:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.errors import InputError, Problem, SourceError
+from producer.columns import ArrowRow
 
 #: Rows looked at before the first is handed out, to know the columns of a source without a header.
 _AHEAD_ROWS = 64
@@ -22,9 +23,12 @@ class SourceRow:
     """One row as it was read. Not frozen: a frozen one takes three times as long to make."""
 
     file: str
-    #: 1-based; the line on which the row starts.
+    #: 1-based; the line on which the row starts, or the row's number in a file that has no lines.
     line: int
+    #: All columns; of an Arrow source only those that ``Source.choose`` named.
     values: dict[str, Any]
+    #: The row's own columns where they are in Arrow already.
+    arrow: ArrowRow | None = None
 
 
 Item = SourceRow | Problem
@@ -61,6 +65,12 @@ class Source:
         """Whether the columns have Arrow types of their own."""
         return self.types is not None
 
+    def choose(self, needed: frozenset[str], kept: frozenset[str]) -> None:
+        """Say which columns rows need as Python values, and which are carried to the results, before iterating.
+
+        Sources that read whole rows in any case do nothing. Raises InputError for a column that cannot be carried.
+        """
+
     def __iter__(self) -> Iterator[Item]:
         if self._rest is not None:
             items, self._rest = chain(self._ahead, self._rest), None
@@ -81,7 +91,7 @@ class Source:
             # Whoever iterates gets the rows before it first, with what is wrong with them.
             self._rest = _raising(error)
         if not self._ahead:
-            raise SourceError([Problem(self.name, None, "has no rows: there is nothing to generate")])
+            raise SourceError([no_rows(self.name)])
         rows = (item for item in self._ahead if isinstance(item, SourceRow))
         self.columns = tuple(dict.fromkeys(chain(self.columns, *(row.values for row in rows))))
         return self
@@ -99,6 +109,10 @@ class Source:
         """The first item, if it is a row; None after the first iteration has begun."""
         first = self._ahead[0] if self._ahead else None
         return first if isinstance(first, SourceRow) else None
+
+
+def no_rows(name: str) -> Problem:
+    return Problem(name, None, "has no rows: there is nothing to generate")
 
 
 def _raising(error: SourceError) -> Iterator[Item]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from jobs.errors import Problem, SourceError
 from producer.sources.base import Item, SourceRow
-from producer.sources.lines import MAX_LINE, TOO_LONG, not_utf8
+from producer.sources.lines import MAX_LINE, TOO_LONG, not_utf8, read_lines
 
 _PLAIN_WORDS = {
     "unexpected end of data": "a quoted field is never closed: the file seems cut, or a quote is not doubled",
@@ -54,14 +55,14 @@ class DelimitedReader:
         self._delimiter = delimiter
         self.header: list[str] | None = None
 
-    def __call__(self, lines: Iterable[tuple[int, bytes | None]], file: str) -> Iterator[Item]:
+    def __call__(self, stream: BinaryIO, file: str) -> Iterator[Item]:
         """The rows of one file; ``line`` is where a row starts, whatever line ends its quoted fields hold.
 
         Raises SourceError for a header that cannot be used and a quoted field that is never closed.
         """
         # The standard library's bound is 128 KiB, less than many prompts.
         csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))
-        text = _TextLines(lines, file)
+        text = _TextLines(read_lines(stream, file), file)
         rows = csv.reader(text, delimiter=self._delimiter, strict=True)
         header: list[str] | None = None
         while (fields := self._next(rows, text, file)) is not None:

@@ -1,100 +1,85 @@
-"""Which files a SOURCE means, and which format they have."""
+"""From what the command line names as SOURCE to a source."""
 
 from __future__ import annotations
 
-import glob
-import gzip
-import io
-import os
-import stat
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, cast
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import pyarrow as pa
 
-from jobs.errors import InputError, Problem, SourceError
+from jobs.errors import InputError
 from producer.sources.base import Item, Source
 from producer.sources.delimited import DelimitedReader
+from producer.sources.formats import ARROW_KINDS, Compression, Format, Kind, format_of
+from producer.sources.json_array import read_json
 from producer.sources.jsonl import read_jsonl
 from producer.sources.lines import read_lines
 from producer.sources.openai import is_request, read_requests
+from producer.sources.places import Place, find_places, opened
 from producer.sources.text import read_text
 
-Reader = Callable[[Iterable[tuple[int, bytes | None]], str], Iterator[Item]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Format:
-    #: Makes the reader of one pass over a source: it may carry state from file to file.
-    reader: Callable[[], Reader]
-    typed: bool
-
-
-_FORMATS = {
-    "jsonl": _Format(lambda: read_jsonl, typed=False),
-    "csv": _Format(lambda: DelimitedReader(","), typed=True),
-    "tsv": _Format(lambda: DelimitedReader("\t"), typed=True),
-    "txt": _Format(lambda: read_text, typed=True),
-}
-_SAME = {"ndjson": "jsonl"}
-
-#: Known formats that this version does not read, and what to do about it.
-_NOT_YET = {
-    "parquet": "convert it to .jsonl, for example with `duckdb -c \"COPY (FROM '{file}') TO 'rows.jsonl'\"`",
-    "arrow": "convert it to .jsonl, for example with polars.read_ipc(...).write_ndjson(...)",
-    "feather": "convert it to .jsonl, for example with polars.read_ipc(...).write_ndjson(...)",
-    "json": "convert it to one object a line, for example with `jq -c '.[]' {file} > rows.jsonl`",
-    "zst": "decompress it with `zstd -d`, or compress it with gzip",
-    "xlsx": "export it as .csv",
-}
-_READ_BLOCK = 1 << 20
+Reader = Callable[[BinaryIO, str], Iterator[Item]]
+Files = list[tuple[Place, Compression | None]]
 
 
 def open_source(source: str, *, format: str | None = None, stdin: BinaryIO | None = None) -> Source:
-    """Opens a path, a glob or ``-`` (stdin) and looks at its first rows.
+    """Opens a path, a glob, a folder, a URI of an object store or ``-`` (stdin), and looks at its first rows.
 
-    ``format`` overrules the extension: jsonl (ndjson), csv, tsv or txt, each also with ``.gz`` behind it;
-    stdin without one is jsonl. Raises InputError where there is no such file or it cannot be read, and
-    SourceError where it holds no rows or is not text.
+    ``format`` overrules the extension: one of KINDS, with ``.gz`` or ``.zst`` behind it where it is compressed; stdin
+    without one is jsonl. Raises InputError where there is no such file or it cannot be read, SourceError where it
+    holds no rows or is of another format, UnavailableError where an object store cannot be reached.
     """
-    if source == "-":
-        name, _ = _format_of("stdin.jsonl", format)
-        stream = stdin or sys.stdin.buffer
-        return _open("stdin", name, lambda: iter([("stdin", stream)]), rereadable=False)
-    paths = _paths(source)
-    formats = {_format_of(path, format) for path in paths}
-    if len({name for name, _ in formats}) > 1:
-        kinds = ", ".join(sorted(name for name, _ in formats))
-        raise InputError(f"{source}: the files have different formats ({kinds}): give them one at a time")
-    for path in paths:
-        _check_readable(path)
-    (name, _) = next(iter(formats))
-    return _open(source, name, lambda: _streams(paths, format), rereadable=all(map(os.path.isfile, paths)))
+    places = find_places(source, stdin)
+    given = format or ("jsonl" if source == "-" else None)
+    formats = [format_of(place.name, given) for place in places]
+    kind = _only_kind(source, formats)
+    files: Files = [(place, found.compression) for place, found in zip(places, formats, strict=True)]
+    name = "stdin" if source == "-" else source
+    if kind in ARROW_KINDS:
+        # Imported late: the readers of Parquet take a while, and most sources are text.
+        from producer.sources.arrow import file_source
+
+        return file_source(name, files, kind)
+    opened_source = _text_source(name, files, kind)
+    first = opened_source.first_row()
+    if kind in ("jsonl", "json") and first is not None and is_request(first.values):
+        return _as_requests(opened_source, first.values["body"])
+    return opened_source
 
 
-def _open(name: str, format: str, streams: Callable[[], Iterator[tuple[str, BinaryIO]]], *, rereadable: bool) -> Source:
-    kind = _FORMATS[format]
-    reader = kind.reader()
+def _only_kind(source: str, formats: list[Format]) -> Kind:
+    kinds = sorted({found.kind for found in formats})
+    if len(kinds) > 1:
+        raise InputError(f"{source}: the files have different formats ({', '.join(kinds)}): give them one at a time")
+    return kinds[0]
+
+
+def _text_source(name: str, files: Files, kind: Kind) -> Source:
+    header: list[DelimitedReader] = []
 
     def read() -> Iterator[Item]:
-        nonlocal reader
-        reader = kind.reader()
-        for file, stream in streams():
-            yield from reader(read_lines(stream, file), file)
+        # Anew for each pass: a reader may carry state from file to file.
+        reader = _reader(kind)
+        header[:] = [reader] if isinstance(reader, DelimitedReader) else []
+        for place, compression in files:
+            with opened(place, compression) as stream:
+                yield from reader(stream, place.name)
 
-    source = Source(name, read, rereadable=rereadable).look_ahead()
-    if isinstance(reader, DelimitedReader):
-        source.columns = tuple(reader.header or ())
-    if kind.typed:
+    source = Source(name, read, rereadable=all(place.rereadable for place, _ in files)).look_ahead()
+    if header:
+        source.columns = tuple(header[0].header or ())
+    if kind in ("csv", "tsv", "txt"):
         source.types = dict.fromkeys(source.columns, pa.string())
-    first = source.first_row()
-    if format == "jsonl" and first is not None and is_request(first.values):
-        return _as_requests(source, first.values["body"])
     return source
+
+
+def _reader(kind: Kind) -> Reader:
+    if kind in ("csv", "tsv"):
+        return DelimitedReader("," if kind == "csv" else "\t")
+    if kind == "json":
+        return read_json
+    read = read_text if kind == "txt" else read_jsonl
+    return lambda stream, file: read(read_lines(stream, file), file)
 
 
 def _as_requests(source: Source, body: object) -> Source:
@@ -109,72 +94,3 @@ def _as_requests(source: Source, body: object) -> Source:
         notes=source.notes,
     )
     return requests.look_ahead()
-
-
-def _paths(source: str) -> list[str]:
-    if "://" in source:
-        raise InputError(f"{source}: this version reads local files only: download it, or pipe it in with '-'")
-    if os.path.exists(source) or not glob.has_magic(source):
-        return [source]
-    paths = sorted(path for path in glob.glob(source, recursive=True) if not os.path.isdir(path))
-    if not paths:
-        raise InputError(f"{source}: no file matches")
-    return paths
-
-
-def _format_of(path: str, format: str | None) -> tuple[str, bool]:
-    """The format's name and whether the file is compressed, from ``--format`` or the extension."""
-    shown = format or Path(path).name
-    parts = ["", *shown.lower().split(".")] if format else shown.lower().split(".")
-    compressed = len(parts) > 1 and parts[-1] == "gz"
-    last = parts[-1 - compressed] if len(parts) > 1 + compressed else ""
-    name = _SAME.get(last, last)
-    if name in _FORMATS:
-        return name, compressed or path.lower().endswith(".gz")
-    if name in _NOT_YET:
-        todo = _NOT_YET[name].format(file=path)
-        raise InputError(f"{path}: this version does not read .{name} yet: {todo}")
-    if format:
-        raise InputError(f"format {format!r} is not known: use one of {', '.join(_FORMATS)}")
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a directory: name a file in it, or a glob such as '{path.rstrip('/')}/*.jsonl'")
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such file")
-    raise InputError(f"{path}: the name does not tell the format: add --format {'|'.join(_FORMATS)}")
-
-
-def _check_readable(path: str) -> None:
-    """Raises InputError, in plain words, for what cannot be opened; before anything of the source is read."""
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a directory: name a file in it, or a glob such as '{path.rstrip('/')}/*.jsonl'")
-    try:
-        # What is no file, such as a pipe, is opened once only, by the reader.
-        if stat.S_ISREG(os.stat(path).st_mode):
-            open(path, "rb").close()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except PermissionError as error:
-        raise InputError(f"{path}: no permission to read it") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path!r}: cannot be a path: {error}") from error
-
-
-def _streams(paths: list[str], format: str | None) -> Iterator[tuple[str, BinaryIO]]:
-    for path in paths:
-        try:
-            with _opened(path, compressed=_format_of(path, format)[1]) as stream:
-                yield path, stream
-        except OSError as error:
-            raise SourceError([Problem(path, None, f"cannot be read: {error.strerror or error}")]) from error
-
-
-@contextmanager
-def _opened(path: str, *, compressed: bool) -> Iterator[BinaryIO]:
-    with open(path, "rb", buffering=_READ_BLOCK) as stream:
-        if compressed:
-            with gzip.GzipFile(fileobj=stream) as unpacked:
-                yield cast(BinaryIO, io.BufferedReader(unpacked, _READ_BLOCK))
-        else:
-            yield stream

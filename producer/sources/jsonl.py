@@ -29,20 +29,22 @@ _CUT_MESSAGES = ("Unterminated string", "Expecting", "Invalid \\escape", "Invali
 
 def read_jsonl(lines: Iterable[tuple[int, bytes | None]], file: str) -> Iterator[Item]:
     """The rows of JSON Lines, and a problem for each other line. Blank lines are skipped."""
-    loads = orjson.loads
     for number, line in lines:
         if line is None:
             yield Problem(file, number, TOO_LONG)
-            continue
-        try:
-            value = loads(line)
-            if type(value) is dict and _is_exact(line, value):
-                yield SourceRow(file, number, value)
-                continue
-        except orjson.JSONDecodeError:
-            pass
-        if not line.isspace():
-            yield _slow(line, file, number)
+        elif (item := read_object(line, file, number)) is not None:
+            yield item
+
+
+def read_object(line: bytes, file: str, number: int) -> Item | None:
+    """The row that a JSON object makes, or what is wrong with it; None for blank text."""
+    try:
+        value = orjson.loads(line)
+        if type(value) is dict and _is_exact(line, value):
+            return SourceRow(file, number, value)
+    except orjson.JSONDecodeError:
+        pass
+    return None if line.isspace() else _slow(line, file, number)
 
 
 def _is_exact(line: bytes, value: dict[str, Any]) -> bool:
@@ -102,7 +104,7 @@ def _slow(line: bytes, file: str, number: int) -> Item:
         return Problem(file, number, str(error))
     if not isinstance(value, dict):
         kind = _TYPE_NAMES.get(type(value), "null")
-        return Problem(file, number, f'holds {kind}: each line must be a JSON object, such as {{"prompt": ...}}')
+        return Problem(file, number, f'holds {kind}: a row must be a JSON object, such as {{"prompt": ...}}')
     reason = _unusable(line, value)
     return Problem(file, number, reason) if reason else SourceRow(file, number, value)
 

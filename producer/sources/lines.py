@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterator
+from gzip import BadGzipFile
 from typing import BinaryIO
 
 from jobs.errors import Problem, SourceError
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdError
+else:
+    from backports.zstd import ZstdError
+
+#: What reading a compressed file raises where it is damaged or cut; some of it is an OSError besides.
+DAMAGED = (EOFError, zlib.error, ZstdError, BadGzipFile)
 
 #: Bytes of the longest line that is read: far beyond the context of any model, and small enough to hold.
 MAX_LINE = 16 << 20
@@ -20,8 +30,11 @@ _OTHER_CONTENT = (
     (b"\xff\xfe", "is UTF-16, not UTF-8: convert it, for example with `iconv -f UTF-16 -t UTF-8 {file}`"),
     (b"\xfe\xff", "is UTF-16, not UTF-8: convert it, for example with `iconv -f UTF-16 -t UTF-8 {file}`"),
     (b"\x1f\x8b", "is compressed with gzip: give it a name that ends in .gz, or decompress it"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with zstd: decompress it with `zstd -d`"),
-    (b"PAR1", "is a Parquet file, not text: convert it to .jsonl"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd: give it a name that ends in .zst, or decompress it"),
+    (b"BZh", "is compressed with bzip2: decompress it with `bunzip2`"),
+    (b"PAR1", "is a Parquet file, not text: give it a name that ends in .parquet, or add --format parquet"),
+    (b"ARROW1", "is an Arrow file, not text: give it a name that ends in .arrow, or add --format arrow"),
+    (b"SQLite format 3", "is a SQLite database, not text: export it as CSV or Parquet"),
     (b"PK\x03\x04", "is a zip or Excel file, not text: export it as CSV"),
 )
 
@@ -36,7 +49,7 @@ def read_lines(stream: BinaryIO, file: str) -> Iterator[tuple[int, bytes | None]
         while line := stream.readline(MAX_LINE + 1):
             number += 1
             if number == 1:
-                line = _first_line(line, file)
+                line = check_start(line, file)
                 if not line:
                     continue
             if len(line) > MAX_LINE:
@@ -44,9 +57,8 @@ def read_lines(stream: BinaryIO, file: str) -> Iterator[tuple[int, bytes | None]
                 yield number, None
             else:
                 yield number, line
-    except (EOFError, zlib.error) as error:
-        reason = "the compressed file is damaged or cut"
-        raise SourceError([Problem(file, None, reason)]) from error
+    except DAMAGED as error:
+        raise SourceError([Problem(file, None, "the compressed file is damaged or cut")]) from error
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
         raise SourceError([Problem(file, None, reason)]) from error
@@ -61,14 +73,15 @@ def not_utf8(error: UnicodeDecodeError, file: str) -> str:
     )
 
 
-def _first_line(line: bytes, file: str) -> bytes:
+def check_start(start: bytes, file: str) -> bytes:
+    """The first bytes of a text, without a byte order mark. Raises SourceError for what is no UTF-8 text."""
     for magic, reason in _OTHER_CONTENT:
-        if line.startswith(magic):
+        if start.startswith(magic):
             raise SourceError([Problem(file, None, reason.format(file=file))])
-    if b"\0" in line[:4096]:
+    if b"\0" in start[:4096]:
         reason = "holds NUL bytes: it is binary, or UTF-16 to be converted with `iconv -f UTF-16LE -t UTF-8`"
         raise SourceError([Problem(file, 1, reason)])
-    return line.removeprefix(_BOM)
+    return start.removeprefix(_BOM)
 
 
 def _skip_line(stream: BinaryIO, line: bytes) -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from jobs import layout
 from jobs.errors import DamagedFileError
 from jobs.results import (
+    JSON_TEXT,
     PartCounts,
     ResultRow,
     arrow_type,
@@ -58,7 +59,9 @@ def in_results(staged: pa.Array[Any] | list[Any], own: Column) -> pa.ChunkedArra
     """A staged column, one value a row, as it appears in a part."""
     array = staged if isinstance(staged, pa.Array) else pa.array(staged, pa.string())
     rows = [ok_row(index) for index in range(len(array))]
-    return read_part(write_part(rows, pa.table({own.source: array}), (own,), 0)).column(own.name)
+    metadata = None if isinstance(staged, pa.Array) else JSON_TEXT
+    table = pa.table([array], schema=pa.schema([pa.field(own.source, array.type, metadata=metadata)]))
+    return read_part(write_part(rows, table, (own,), 0)).column(own.name)
 
 
 # -- The schema.
@@ -129,17 +132,23 @@ def test_typed_columns_keep_their_types(staged: pa.Array[Any]) -> None:
 @pytest.mark.parametrize(
     ("encoding", "staged", "expected", "data_type"),
     [
-        ("int64", ["1", None, str(-(2**63)), str(2**63 - 1)], [1, None, -(2**63), 2**63 - 1], pa.int64()),
+        ("int64", pa.array([1, None, -(2**63), 2**63 - 1]), [1, None, -(2**63), 2**63 - 1], pa.int64()),
+        ("float64", pa.array([0.1, None, -0.0]), [0.1, None, -0.0], pa.float64()),
+        ("float64", pa.array([1, None, 2**53 + 1]), [1.0, None, 2.0**53], pa.float64()),
         ("float64", ["1", None, "0.1", "1e22", "-0.0"], [1.0, None, 0.1, 1e22, -0.0], pa.float64()),
-        ("bool", ["true", None, "false"], [True, None, False], pa.bool_()),
-        ("string", ['"007"', None, '"\\n\\u00e9 \\"x\\""', '""'], ["007", None, '\né "x"', ""], pa.string()),
+        ("bool", pa.array([True, None, False]), [True, None, False], pa.bool_()),
+        ("string", pa.array(["007", None, '\né "x"', ""]), ["007", None, '\né "x"', ""], pa.string()),
         ("json", ["[1,2]", None, '{"a":null}', '"x"', "7"], ["[1,2]", None, '{"a":null}', '"x"', "7"], pa.string()),
-        ("string", [None, None], [None, None], pa.string()),
-        ("int64", [None], [None], pa.int64()),
+        ("json", pa.array(["007", None, 'é "x"']), ['"007"', None, '"é \\"x\\""'], pa.string()),
+        ("json", pa.array([7, None]), ["7", None], pa.string()),
+        ("json", pa.array([0.5, 1.0]), ["0.5", "1.0"], pa.string()),
+        ("json", pa.array([True, None]), ["true", None], pa.string()),
+        ("string", pa.nulls(2, pa.string()), [None, None], pa.string()),
+        ("int64", pa.nulls(1, pa.string()), [None], pa.int64()),
     ],
 )  # fmt: skip
 def test_json_columns_get_the_type_that_was_settled(
-    encoding: str, staged: list[str | None], expected: list[Any], data_type: pa.DataType
+    encoding: str, staged: pa.Array[Any] | list[str | None], expected: list[Any], data_type: pa.DataType
 ) -> None:
     found = in_results(staged, column(encoding))
     assert found.type == data_type

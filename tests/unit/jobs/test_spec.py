@@ -144,18 +144,18 @@ def test_a_rows_own_values_win_and_are_checked_alike() -> None:
 def test_a_job_file_is_read_as_it_was_written() -> None:
     job = job_file()
     assert JobFile.from_bytes(job.to_bytes()) == job
-    assert orjson.loads(job.to_bytes())["version"] == 1
+    assert orjson.loads(job.to_bytes())["version"] == 2
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, 3, None, "2"])
 def test_a_job_file_of_another_version_is_refused_for_its_version(version: object) -> None:
     record = orjson.loads(job_file().to_bytes())
     later = orjson.dumps({**record, "version": version, "a_later_field": 1})
-    with pytest.raises(ValueError, match=f"job file version {version}, this program reads 1"):
+    with pytest.raises(ValueError, match=f"job file version {version}, this program reads 2"):
         JobFile.from_bytes(later)
 
 
-@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"\xff", b'{"version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"\xff", b'{"version": 2}'])
 def test_anything_else_is_no_job_file(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         JobFile.from_bytes(content)

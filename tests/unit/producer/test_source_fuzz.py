@@ -37,7 +37,7 @@ def read(content: bytes, format: str) -> list[Item]:
     return list(open_source("-", format=format, stdin=io.BytesIO(content)))
 
 
-@pytest.mark.parametrize("format", ["jsonl", "csv", "tsv", "txt"])
+@pytest.mark.parametrize("format", ["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow", "jsonl.gz", "csv.zst"])
 @given(content=st.binary(max_size=200) | _NEAR)
 def test_any_bytes_are_rows_or_problems(format: str, content: bytes) -> None:
     with suppress(InputError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -228,19 +229,20 @@ class TestFiles:
         [
             ("missing.jsonl", "no such file"),
             ("missing", "no such file"),
-            ("", "is a directory"),
+            ("", "is a directory without a file that can be read"),
             ("*.nothing", "no file matches"),
-            ("a.parquet", "does not read .parquet yet: convert"),
-            ("a.arrow", "does not read .arrow yet: convert"),
-            ("a.json", "does not read .json yet: convert"),
-            ("a.jsonl.zst", "does not read .zst yet: decompress"),
+            ("a.parquet", "no such file"),
+            ("a.xlsx", "no such file"),
+            ("b.xlsx", ".xlsx files are not read: export it as .csv"),
+            ("b.jsonl.bz2", ".bz2 files are not read: unpack it with `bunzip2`"),
             ("a.dat", "add --format"),
             ("no\0name.txt", "cannot be a path"),
             ("x" * 300 + ".txt", "cannot be read: File name too long"),
         ],
     )
     def test_refuses_what_it_cannot_open_in_one_line(self, tmp_path: Path, name: str, reason: str) -> None:
-        written(tmp_path, "a.dat", "x\n")
+        for there in ("a.dat", "b.xlsx", "b.jsonl.bz2"):
+            written(tmp_path, there, "x\n")
         with pytest.raises(InputError) as caught:
             open_source(os.path.join(tmp_path, name))
         assert reason in str(caught.value)
@@ -251,9 +253,18 @@ class TestFiles:
         with pytest.raises(InputError, match="format 'yaml' is not known"):
             open_source(written(tmp_path, "a.txt", "x"), format="yaml")
 
-    def test_refuses_a_remote_source(self) -> None:
-        with pytest.raises(InputError, match="local files only"):
-            open_source("s3://bucket/a.jsonl")
+    @pytest.mark.parametrize(
+        ("uri", "reason"),
+        [
+            ("hdfs://host/a.jsonl", "unknown scheme 'hdfs'"),
+            ("s3:///a.jsonl", "names no bucket or host"),
+            ("https://127.0.0.1:1/*.jsonl", "only single files are read"),
+            ("https://127.0.0.1:1/folder/", "only single files are read"),
+        ],
+    )
+    def test_refuses_a_uri_that_means_no_files(self, uri: str, reason: str) -> None:
+        with pytest.raises(InputError, match=re.escape(reason)):
+            open_source(uri)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
     def test_refuses_an_unreadable_file(self, tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""Files in object stores, and behind HTTP: s3://, gs://, az:// and https://, through obstore."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import partial
+from glob import has_magic
+from typing import Any, BinaryIO, cast
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import from_url
+
+from jobs.errors import InputError, StoreUnavailableError
+from jobs.store import REMOTE_SCHEMES, RETRY
+from producer.sources.formats import known_format
+from producer.sources.places import READ_BLOCK, Place
+
+
+def remote_places(uri: str) -> list[Place]:
+    """The objects that ``uri`` means: one, those that a glob matches, or those below a prefix that ends in ``/``.
+
+    Raises InputError where there are none, StoreUnavailableError where the store cannot be reached.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme not in REMOTE_SCHEMES:
+        raise InputError(f"{uri}: unknown scheme {scheme!r}: use a path, s3://, gs://, az:// or https://")
+    host, _, key = rest.partition("/")
+    base = f"{scheme}://{host}"
+    web = scheme in ("http", "https")
+    if not host:
+        raise InputError(f"{uri}: names no bucket or host")
+    if web and (has_magic(key) or not key or key.endswith("/")):
+        raise InputError(f"{uri}: over HTTP only single files are read: download it, or pipe it in with '-'")
+    options: Any = {"client_options": {"allow_http": True}} if scheme == "http" else {}
+    try:
+        store = from_url(base, retry_config=RETRY, **options)
+        keys = _keys(store, key, uri)
+    except (BaseError, ValueError, OSError) as error:
+        raise StoreUnavailableError(f"{uri}: {_first_line(error)}") from error
+    return [Place(f"{base}/{found}", partial(_open, store, found)) for found in keys]
+
+
+def _keys(store: Any, key: str, uri: str) -> list[str]:
+    if has_magic(key):
+        prefix = key[: min(key.index(mark) for mark in "*?[" if mark in key)].rpartition("/")[0]
+        return _listed(store, prefix, partial(_matches, key), f"{uri}: no file matches")
+    if not key or key.endswith("/"):
+        return _listed(store, key.rstrip("/"), partial(_is_data, key), f"{uri}: holds no file that can be read")
+    try:
+        obstore.head(store, key)
+    except NotFoundError as error:
+        raise InputError(f"{uri}: no such file") from error
+    return [key]
+
+
+def _listed(store: Any, prefix: str, wanted: Callable[[str], bool], otherwise: str) -> list[str]:
+    keys = sorted(
+        item["path"] for chunk in obstore.list(store, prefix=prefix or None) for item in chunk if wanted(item["path"])
+    )
+    if not keys:
+        raise InputError(otherwise)
+    return keys
+
+
+def _is_data(folder: str, key: str) -> bool:
+    """Hidden files and those of other programs, such as _SUCCESS, are no data."""
+    parts = key.removeprefix(folder).split("/")
+    return not any(part.startswith((".", "_")) for part in parts) and known_format(parts[-1]) is not None
+
+
+def _matches(pattern: str, key: str) -> bool:
+    """Whether a glob matches, ``*`` staying within a folder and ``**`` passing through any number of them."""
+    return _match_parts(pattern.split("/"), key.split("/"))
+
+
+def _match_parts(patterns: list[str], parts: list[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_match_parts(patterns[1:], parts[skipped:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _match_parts(patterns[1:], parts[1:])
+
+
+def _open(store: Any, key: str) -> BinaryIO:
+    try:
+        reader = obstore.open_reader(store, key, buffer_size=READ_BLOCK)
+    except (BaseError, FileNotFoundError) as error:
+        raise OSError(_first_line(error)) from error
+    return cast(BinaryIO, io.BufferedReader(_Object(reader), READ_BLOCK))
+
+
+class _Object(io.RawIOBase):
+    """An object of a store as Python's files are; what fails is an OSError, as with them."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._reader.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._reader.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            content = self._reader.read(len(buffer))
+        except BaseError as error:
+            raise OSError(_first_line(error)) from error
+        buffer[: len(content)] = bytes(content)
+        return len(content)
+
+
+def _first_line(error: Exception) -> str:
+    """obstore's messages carry a debug dump below their first line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
