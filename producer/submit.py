@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs import __version__, layout
-from jobs.errors import InputError, JobConflictError, NotFoundError
-from jobs.prompts import write_batch
+from jobs.errors import JobConflictError, NotFoundError
 from jobs.records import has_ended, read_job
 from jobs.recover import recover_if_needed, recover_job
 from jobs.spec import JobFile, JobSpec, check_job_id, default_job_id, now
@@ -20,6 +19,7 @@ from producer.check import Checking, CheckReport
 from producer.connection import Connection
 from producer.rows import RowOptions
 from producer.sources import Source
+from producer.stage_writer import StageWriter
 
 _log = logging.getLogger(__name__)
 
@@ -123,10 +123,10 @@ def _stage(
     """Write the input batches; the job as it would be accepted, under its default id."""
     checking = Checking(source, options, batch_size=spec.batch_size, skip_invalid=skip_invalid)
     builder = BatchBuilder(spec.batch_size, source.types)
-    for batch in builder.batches(checking.rows()):
-        if not store.put_if_absent(layout.input_batch(stage, batch.index), write_batch(batch.table)):
-            raise InputError(f"stage {stage} is in use by another submit")
-        progress(builder.totals.rows)
+    with StageWriter(store, stage) as writer:
+        for batch in builder.batches(checking.rows()):
+            writer.put(batch)
+            progress(builder.totals.rows)
     checking.report.raise_if_bad()
     digest, totals = builder.digest(spec.identity()), builder.totals
     job = JobFile(

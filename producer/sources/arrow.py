@@ -148,7 +148,7 @@ def _on_disk(place: Place, compression: Compression | None) -> Place:
         return os.fdopen(os.dup(kept), "rb", buffering=READ_BLOCK)
 
     weakref.finalize(again, os.close, kept)
-    return Place(place.name, again)
+    return Place(place.name, again, again)
 
 
 @contextmanager

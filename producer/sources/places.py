@@ -36,13 +36,14 @@ _DATASET, _DATASET_DICT = "state.json", "dataset_dict.json"
 class Place:
     """One file of a source: how people call it, and how to open its bytes.
 
-    ``rereadable``: it may be opened more than once. ``seekable``: as the readers of Parquet need it.
+    ``open_seekable`` opens it as the readers of Parquet need it; None where that cannot be done. ``rereadable``: it
+    may be opened more than once.
     """
 
     name: str
     open: Callable[[], BinaryIO]
+    open_seekable: Callable[[], BinaryIO] | None = None
     rereadable: bool = True
-    seekable: bool = True
 
 
 def find_places(source: str, stdin: BinaryIO | None = None) -> list[Place]:
@@ -53,7 +54,7 @@ def find_places(source: str, stdin: BinaryIO | None = None) -> list[Place]:
     """
     if source == "-":
         stream = stdin or sys.stdin.buffer
-        return [Place("stdin", lambda: stream, rereadable=False, seekable=False)]
+        return [Place("stdin", lambda: stream, rereadable=False)]
     if "://" in source and not source.startswith("file://"):
         # Imported late: few sources are remote.
         from producer.sources.remote import remote_places
@@ -135,7 +136,11 @@ def _local(path: str) -> Place:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{path!r}: cannot be a path: {error}") from error
-    return Place(path, lambda: open(path, "rb", buffering=READ_BLOCK), rereadable=regular, seekable=regular)
+
+    def opens() -> BinaryIO:
+        return open(path, "rb", buffering=READ_BLOCK)
+
+    return Place(path, opens, opens if regular else None, rereadable=regular)
 
 
 @contextmanager
@@ -145,9 +150,11 @@ def opened(place: Place, compression: Compression | None, *, seekable: bool = Fa
     Raises SourceError where the file cannot be opened; reading may raise OSError, EOFError and what
     ``producer.sources.lines.DAMAGED`` names.
     """
+    spooled = seekable and (compression is not None or place.open_seekable is None)
+    opens = place.open if spooled or not seekable else place.open_seekable or place.open
     with ExitStack() as stack:
         try:
-            stream = stack.enter_context(place.open())
+            stream = stack.enter_context(opens())
         except OSError as error:
             raise SourceError([Problem(place.name, None, f"cannot be read: {error.strerror or error}")]) from error
         if compression == "gz":
@@ -155,7 +162,7 @@ def opened(place: Place, compression: Compression | None, *, seekable: bool = Fa
             stream = cast(BinaryIO, stack.enter_context(io.BufferedReader(unpacked, READ_BLOCK)))
         elif compression == "zst":
             stream = cast(BinaryIO, stack.enter_context(io.BufferedReader(ZstdFile(stream), READ_BLOCK)))
-        if seekable and (compression or not place.seekable):
+        if spooled:
             spool = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stream, spool, READ_BLOCK)
             spool.seek(0)

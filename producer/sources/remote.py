@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from glob import has_magic
@@ -40,7 +41,11 @@ def remote_places(uri: str) -> list[Place]:
         keys = _keys(store, key, uri)
     except (BaseError, ValueError, OSError) as error:
         raise StoreUnavailableError(f"{uri}: {_first_line(error)}") from error
-    return [Place(f"{base}/{found}", partial(_open, store, found)) for found in keys]
+    # Not every web server gives parts of a file, and few say so.
+    return [
+        Place(f"{base}/{found}", partial(_open, store, found), None if web else partial(_open_seekable, store, found))
+        for found in keys
+    ]
 
 
 def _keys(store: Any, key: str, uri: str) -> list[str]:
@@ -51,7 +56,7 @@ def _keys(store: Any, key: str, uri: str) -> list[str]:
         return _listed(store, key.rstrip("/"), partial(_is_data, key), f"{uri}: holds no file that can be read")
     try:
         obstore.head(store, key)
-    except NotFoundError as error:
+    except (NotFoundError, FileNotFoundError) as error:
         raise InputError(f"{uri}: no such file") from error
     return [key]
 
@@ -85,15 +90,49 @@ def _match_parts(patterns: list[str], parts: list[str]) -> bool:
 
 
 def _open(store: Any, key: str) -> BinaryIO:
-    try:
+    """From its beginning to its end, in one request."""
+    with _as_os_error():
+        stream = obstore.get(store, key).stream(min_chunk_size=READ_BLOCK)
+    return cast(BinaryIO, io.BufferedReader(_Stream(iter(stream)), READ_BLOCK))
+
+
+def _open_seekable(store: Any, key: str) -> BinaryIO:
+    with _as_os_error():
         reader = obstore.open_reader(store, key, buffer_size=READ_BLOCK)
-    except (BaseError, FileNotFoundError) as error:
-        raise OSError(_first_line(error)) from error
     return cast(BinaryIO, io.BufferedReader(_Object(reader), READ_BLOCK))
 
 
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What fails is an OSError, as with Python's own files."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise OSError(_first_line(error)) from error
+
+
+class _Stream(io.RawIOBase):
+    """The chunks of an object as a file that is read from its beginning."""
+
+    def __init__(self, chunks: Iterator[Any]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest:
+            with _as_os_error():
+                self._rest = memoryview(bytes(next(self._chunks, b"")))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
 class _Object(io.RawIOBase):
-    """An object of a store as Python's files are; what fails is an OSError, as with them."""
+    """An object of a store as a file of which any part can be read."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
@@ -111,10 +150,8 @@ class _Object(io.RawIOBase):
         return int(self._reader.seek(offset, whence))
 
     def readinto(self, buffer: Any) -> int:
-        try:
+        with _as_os_error():
             content = self._reader.read(len(buffer))
-        except BaseError as error:
-            raise OSError(_first_line(error)) from error
         buffer[: len(content)] = bytes(content)
         return len(content)
 

@@ -1,0 +1,57 @@
+"""Writes the input batches of a stage, several at once: a store is waited for, not worked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from jobs import layout
+from jobs.errors import InputError
+from jobs.prompts import write_batch
+from jobs.store import Store
+from producer.batches import StagedBatch
+
+#: Batches on their way to the store at once, and bytes of them: more would only cost memory.
+_WRITERS = 8
+_MAX_BYTES = 64 << 20
+
+
+class StageWriter:
+    """A context manager: when it is left without an error, all batches are in the store.
+
+    Left with one, no batch is on its way any more, so that the stage can be removed.
+    """
+
+    def __init__(self, store: Store, stage: str) -> None:
+        self._store = store
+        self._stage = stage
+        self._pool = ThreadPoolExecutor(_WRITERS)
+        self._pending: deque[tuple[Future[None], int]] = deque()
+        self._bytes = 0
+
+    def __enter__(self) -> StageWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while kind is None and self._pending:
+                self._wait_for_one()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def put(self, batch: StagedBatch) -> None:
+        """Write ``batch`` soon. Raises what an earlier one failed with, InputError and StoreUnavailableError."""
+        size = batch.table.nbytes
+        while self._pending and (len(self._pending) >= _WRITERS or self._bytes + size > _MAX_BYTES):
+            self._wait_for_one()
+        self._pending.append((self._pool.submit(self._write, batch), size))
+        self._bytes += size
+
+    def _wait_for_one(self) -> None:
+        written, size = self._pending.popleft()
+        self._bytes -= size
+        written.result()
+
+    def _write(self, batch: StagedBatch) -> None:
+        if not self._store.put_if_absent(layout.input_batch(self._stage, batch.index), write_batch(batch.table)):
+            raise InputError(f"stage {self._stage} is in use by another submit")

@@ -1,0 +1,50 @@
+"""Input batches on their way to the store."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs import layout
+from jobs.errors import InputError
+from jobs.store import Store
+from producer.batches import StagedBatch
+from producer.stage_writer import StageWriter
+
+
+def batch(index: int, size: int = 10) -> StagedBatch:
+    return StagedBatch(index, index, pa.table({"row_index": [index], "prompt": ["x" * size]}))
+
+
+def write(store: Store, count: int, then: type[BaseException] | None = None) -> None:
+    with StageWriter(store, "s") as writer:
+        for index in range(count):
+            writer.put(batch(index))
+        if then is not None:
+            raise then
+
+
+def test_all_batches_are_there_when_it_is_left(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"), create=True)
+    with StageWriter(store, "s") as writer:
+        for index in range(40):
+            writer.put(batch(index, size=4 << 20 if index % 10 == 0 else 10))
+    assert {item.path for item in store.list("data")} == {layout.input_batch("s", index) for index in range(40)}
+
+
+def test_what_is_wrong_with_one_is_raised_at_the_latest_when_it_is_left(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"), create=True)
+    store.put_if_absent(layout.input_batch("s", 2), b"another's")
+    with pytest.raises(InputError, match="in use by another submit"):
+        write(store, 3)
+
+
+def test_after_an_error_nothing_is_on_its_way_any_more(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"), create=True)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        write(store, 5, then=KeyboardInterrupt)
+    assert threading.active_count() == before
