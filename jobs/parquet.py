@@ -63,7 +63,7 @@ def _seal(content: bytes) -> bytes:
 class ParquetBuffer:
     """Writes tables of one schema into memory, each as a row group.
 
-    ``plain``: quickly, for what is read whole and once: no dictionaries, no statistics, little compression.
+    ``plain``: quickly, for what is read whole and once: no dictionaries, no statistics, quick compression.
     """
 
     def __init__(self, schema: pa.Schema, *, plain: bool = False) -> None:
@@ -71,8 +71,7 @@ class ParquetBuffer:
         self._writer = pq.ParquetWriter(
             self._sink,
             schema,
-            compression="zstd",
-            compression_level=1 if plain else None,
+            compression="lz4" if plain else "zstd",
             use_dictionary=not plain,
             write_statistics=not plain,
             write_page_checksum=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import orjson
@@ -14,7 +13,7 @@ from jobs.prompts import INPUT_FIELDS
 from jobs.spec import Column
 from producer.columns import OwnColumns, as_json
 from producer.digest import RowsDigest
-from producer.rows import CheckedRow
+from producer.requests import CheckedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +50,17 @@ class BatchBuilder:
         self._columns = OwnColumns(types)
         self._digest = RowsDigest()
 
-    def batches(self, rows: Iterable[CheckedRow]) -> Iterator[StagedBatch]:
-        """The batches as they fill up; at most one is held. Raises InputError for too many columns."""
-        iterator = iter(rows)
-        while pending := list(islice(iterator, self._batch_size)):
+    def batches(self, blocks: Iterable[CheckedRows]) -> Iterator[StagedBatch]:
+        """The batches as they fill up. Raises InputError for too many columns."""
+        pending, size = CheckedRows(), self._batch_size
+        for block in blocks:
+            pending.extend(block)
+            full = len(pending) - len(pending) % size
+            for start in range(0, full, size):
+                yield self._cut(pending.part(start, start + size))
+            if full:
+                pending = pending.part(full)
+        if pending:
             yield self._cut(pending)
 
     def digest(self, identity: bytes) -> str:
@@ -65,46 +71,50 @@ class BatchBuilder:
         """The source's own columns with the types that all rows so far settle."""
         return self._columns.settle()
 
-    def _cut(self, rows: list[CheckedRow]) -> StagedBatch:
+    def _cut(self, rows: CheckedRows) -> StagedBatch:
         batch = StagedBatch(self.totals.batches, self.totals.rows, self._table(rows))
         self._count(rows)
         return batch
 
-    def _count(self, rows: list[CheckedRow]) -> None:
+    def _count(self, rows: CheckedRows) -> None:
         totals = self.totals
         totals.batches += 1
         totals.rows += len(rows)
-        for row in rows:
-            totals.result_rows += row.n
-            if row.problem is None:
-                totals.max_tokens += row.max_tokens * row.n
-            else:
-                totals.invalid += 1
+        totals.result_rows += sum(rows.n)
+        totals.invalid += len(rows) - rows.problems.count(None)
+        costs = zip(rows.n, rows.max_tokens, rows.problems, strict=True)
+        totals.max_tokens += sum(n * limit for n, limit, problem in costs if problem is None)
 
-    def _table(self, rows: list[CheckedRow]) -> pa.Table:
-        places = pa.array(range(self.totals.rows, self.totals.rows + len(rows)), pa.int64())
-        fixed = [places, *_request_columns(rows)]
+    def _table(self, rows: CheckedRows) -> pa.Table:
+        first = self.totals.rows
+        places = range(first, first + len(rows))
+        fixed = [pa.array(places, pa.int64()), *_request_columns(rows)]
         for item, array in zip(INPUT_FIELDS[1:], fixed[1:], strict=True):
             self._digest.add(("request", item.name, ""), array, places)
-        own = self._columns.stage([row.own for row in rows])
+        own = self._columns.stage(rows.own)
         for staged in own:
             for kind, array, where in staged.pieces:
-                self._digest.add(("own", staged.name, kind), array, places if where is None else places.take(where))
+                found = places if where is None else [first + place for place in where]
+                self._digest.add(("own", staged.name, kind), array, found)
         fields: list[pa.Field[Any]] = [*INPUT_FIELDS, *(staged.field for staged in own)]
         return pa.table([*fixed, *(staged.array for staged in own)], schema=pa.schema(fields))
 
 
-def _request_columns(rows: list[CheckedRow]) -> list[pa.Array[Any]]:
+def _request_columns(rows: CheckedRows) -> list[pa.Array[Any]]:
     """The INPUT_FIELDS of these rows but the first, row_index."""
+    nothing: list[Any] = []
     columns = [
-        [row.custom_id for row in rows],
-        [row.prompt for row in rows],
-        [None if row.messages is None else as_json(row.messages) for row in rows],
-        [_params(row.params) if row.params else None for row in rows],
-        [None if row.problem is None else row.problem.code for row in rows],
-        [None if row.problem is None else row.problem.reason for row in rows],
+        rows.ids,
+        rows.prompts,
+        [messages and as_json(messages) for messages in rows.messages] if any(rows.messages) else nothing,
+        [_params(params) if params else None for params in rows.params] if any(rows.params) else nothing,
+        [problem and problem.code for problem in rows.problems] if any(rows.problems) else nothing,
+        [problem and problem.reason for problem in rows.problems] if any(rows.problems) else nothing,
     ]
-    return [pa.array(values, item.type) for values, item in zip(columns, INPUT_FIELDS[1:], strict=True)]
+    return [
+        pa.array(values, item.type) if values else pa.nulls(len(rows), item.type)
+        for values, item in zip(columns, INPUT_FIELDS[1:], strict=True)
+    ]
 
 
 def _params(params: dict[str, Any]) -> str:

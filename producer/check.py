@@ -3,7 +3,7 @@
 ``check`` throws the rows away; a submit stages them while the same pass goes on::
 
     checking = Checking(source, options)
-    for batch in builder.batches(checking.rows()):
+    for batch in builder.batches(checking.blocks()):
         put(batch)
     checking.report.raise_if_bad()   # only now is anything accepted
 """
@@ -11,13 +11,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 from jobs.errors import Problem, SourceError
 from producer.duplicates import DuplicateFinder
-from producer.rows import CheckedRow, RowChecker, RowOptions, error_row
+from producer.requests import CheckedRow, CheckedRows, error_row
+from producer.rows import RowChecker, RowOptions
 from producer.sources import Source, SourceRow
 
 #: English text in the tokenizers of common models. An estimate: only a worker has the model's tokenizer.
@@ -137,7 +140,7 @@ def check(
         show=show,
         skip_invalid=skip_invalid,
     )
-    for _ in checking.rows():
+    for _ in checking.blocks():
         pass
     return checking.report
 
@@ -168,59 +171,77 @@ class Checking:
         #: Where each file begins in the sequence of all lines, and its name.
         self._starts: list[int] = []
         self._files: list[str] = []
+        #: The last line so far in that sequence.
+        self._end = 0
 
-    def rows(self) -> Iterator[CheckedRow]:
+    def blocks(self) -> Iterator[CheckedRows]:
         """The rows to stage. With ``skip_invalid``, bad ones are among them; without, none follows a bad one.
 
         The whole source is read in any case, so that all its problems are found. Raises InputError for a
         column that was named and that no row has; what is wrong with rows is in the report only.
         """
         report = self.report
-        file, start = "", 0
-        position = 0
-        for row in self._checked():
-            if row.file != file:
-                file, start = row.file, position
-                self._files.append(file)
-                self._starts.append(start)
-            position = start + row.line
-            if row.custom_id is not None:
-                self._ids.add(row.custom_id, position)
-            report.rows += 1
-            report.result_rows += row.n
-            if row.problem is None:
-                self._measure(row)
-            else:
+        for rows in self._checked():
+            self._note_ids(rows)
+            report.rows += len(rows)
+            report.result_rows += sum(rows.n)
+            bad = [place for place, problem in enumerate(rows.problems) if problem is not None]
+            for place in bad:
                 report.invalid += 1
-                self._note(row.problem)
+                self._note(rows.problems[place])  # type: ignore[arg-type]
+            self._measure(rows)
             if not report.total_problems or report.skip_invalid:
-                yield row
+                yield rows
         self._find_duplicates()
         if not report.total_problems:
             self._checker.finish()
 
-    def _measure(self, row: CheckedRow) -> None:
-        report, lengths = self.report, self.report.lengths
-        report.max_tokens += row.max_tokens * row.n
-        chars = len(row.prompt) if row.prompt is not None else _chars(row.messages)
-        lengths.total += chars
-        lengths.bins[min(chars.bit_length(), _BINS - 1)] += 1
-        if chars > lengths.longest:
-            lengths.longest = chars
-        if len(report.shown) < self._show:
-            report.shown.append(row.prompt if row.prompt is not None else row.messages or [])
+    def rows(self) -> Iterator[CheckedRow]:
+        """As ``blocks``, one by one."""
+        return chain.from_iterable(self.blocks())
 
-    def _checked(self) -> Iterator[CheckedRow]:
-        check = self._checker.check
+    def _checked(self) -> Iterator[CheckedRows]:
         try:
-            for item in self._source:
-                if isinstance(item, SourceRow):
-                    yield check(item)
+            for found in self._source.blocks():
+                if isinstance(found, Problem):
+                    yield CheckedRows.of([error_row(found, self._options.sampling)])
                 else:
-                    yield error_row(item, self._options.sampling)
+                    yield self._checker.check_block(found)
         except SourceError as error:
             for problem in error.problems:
                 self._note(problem, fatal=True)
+
+    def _note_ids(self, rows: CheckedRows) -> None:
+        """``rows`` are of one file."""
+        if not self._files or rows.files[0] != self._files[-1]:
+            self._files.append(rows.files[0])
+            self._starts.append(self._end)
+        start = self._starts[-1]
+        self._end = start + rows.lines[-1]
+        named = [(line, name) for line, name in zip(rows.lines, rows.ids, strict=True) if name is not None]
+        if named:
+            self._ids.add([name for _, name in named], [start + line for line, _ in named])
+
+    def _measure(self, rows: CheckedRows) -> None:
+        report, lengths = self.report, self.report.lengths
+        chars = [len(prompt) if prompt is not None else _chars(messages)
+                 for prompt, messages, problem in zip(rows.prompts, rows.messages, rows.problems, strict=True)
+                 if problem is None]  # fmt: skip
+        if not chars:
+            return
+        pairs = zip(rows.n, rows.max_tokens, rows.problems, strict=True)
+        report.max_tokens += sum(n * limit for n, limit, problem in pairs if problem is None)
+        lengths.total += sum(chars)
+        lengths.longest = max(lengths.longest, *chars)
+        for bits, count in Counter(map(int.bit_length, chars)).items():
+            lengths.bins[min(bits, _BINS - 1)] += count
+        if len(report.shown) < self._show:
+            self._keep_samples(rows)
+
+    def _keep_samples(self, rows: CheckedRows) -> None:
+        good = (row for row in rows if row.problem is None)
+        for row in islice(good, self._show - len(self.report.shown)):
+            self.report.shown.append(row.prompt if row.prompt is not None else row.messages or [])
 
     def _note(self, problem: Problem, *, fatal: bool = False) -> None:
         report = self.report

@@ -76,7 +76,8 @@ class OwnColumns:
         if isinstance(rows[0], ArrowRow):
             return self._stage_arrow(rows)  # type: ignore[arg-type]
         dicts: Sequence[Mapping[str, Any]] = rows  # type: ignore[assignment]
-        self._see(dict.fromkeys(name for row in dicts for name in row))
+        if not self._kinds.keys() >= set().union(*dicts):
+            self._see(dict.fromkeys(name for row in dicts for name in row))
         return [self._stage_values(name, [row.get(name) for row in dicts]) for name in self._kinds]
 
     def _stage_values(self, name: str, values: list[Any]) -> Staged:

@@ -1,12 +1,13 @@
 """The digest of a job's rows: the same wherever batches are cut, and whatever the order of keys was.
 
-Each column has streams of its own, one for each kind of value: where its values are, how long they are, and their
-bytes, read from Arrow's buffers. Nulls are left out, for a column that no row has named yet is one.
+Each column has streams of its own, one for each kind of value: which rows have a value, how long the values are, and
+their bytes, read from Arrow's buffers. Nulls are left out, for a column that no row has named yet is one.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -22,8 +23,10 @@ class RowsDigest:
     def __init__(self) -> None:
         self._streams: dict[Key, _Stream] = {}
 
-    def add(self, key: Key, values: pa.Array[Any], places: pa.Array[Any]) -> None:
-        """``places`` holds the row_index of each value, int64."""
+    def add(self, key: Key, values: pa.Array[Any], places: Sequence[int]) -> None:
+        """``places`` are the row indexes of the values, ascending; a range, or values without nulls."""
+        if values.null_count == len(values):
+            return
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = _Stream()
@@ -34,8 +37,7 @@ class RowsDigest:
         whole = hashlib.sha256(hashlib.sha256(identity).digest())
         whole.update(rows.to_bytes(8, "big"))
         for key, stream in sorted(self._streams.items()):
-            if stream.used:
-                whole.update(hashlib.sha256("\0".join(key).encode()).digest() + stream.digest())
+            whole.update(hashlib.sha256("\0".join(key).encode()).digest() + stream.digest(rows))
         return whole.hexdigest()
 
 
@@ -43,26 +45,44 @@ class _Stream:
     """Values of one kind. Those of nested types have a stream for each level."""
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+        #: A byte for each row so far: 1 where it has a value.
+        self._present = hashlib.sha256()
         self._lengths = hashlib.sha256()
         self._bytes = hashlib.sha256()
+        self._rows = 0
         self._inner: dict[str, _Stream] = {}
-        self._seen = 0
-        self.used = False
 
-    def digest(self) -> bytes:
-        own = self._hash.digest() + self._lengths.digest() + self._bytes.digest()
-        return own + b"".join(name.encode() + inner.digest() for name, inner in sorted(self._inner.items()))
+    def digest(self, rows: int) -> bytes:
+        self._skip_to(rows)
+        own = self._present.digest() + self._lengths.digest() + self._bytes.digest()
+        inner = sorted(self._inner.items())
+        return own + b"".join(name.encode() + stream.digest(stream._rows) for name, stream in inner)
 
-    def add(self, values: pa.Array[Any], places: pa.Array[Any]) -> None:
+    def add(self, values: pa.Array[Any], places: Sequence[int]) -> None:
         values = _plain(values)
-        if values.null_count:
-            places = places.filter(values.is_valid())
+        if not len(values):
+            return
+        self._skip_to(places[0])
+        self._rows = places[-1] + 1
+        if len(values) < self._rows - places[0]:
+            marks = bytearray(self._rows - places[0])
+            for place in places:
+                marks[place - places[0]] = 1
+            self._present.update(marks)
+        elif values.null_count:
+            self._present.update(_fixed(values.is_valid().cast(pa.uint8())))
             values = values.drop_null()
+        else:
+            self._present.update(b"\1" * len(values))
         if len(values):
-            self.used = True
-            self._hash.update(_fixed(places))
             self._add_values(values)
+
+    def _skip_to(self, row: int) -> None:
+        """The rows up to ``row`` have no value."""
+        while self._rows < row:
+            count = min(row - self._rows, 1 << 16)
+            self._present.update(bytes(count))
+            self._rows += count
 
     def _add_values(self, values: Any) -> None:
         """``values`` holds no null."""
@@ -81,8 +101,7 @@ class _Stream:
 
     def _add_inner(self, name: str, values: pa.Array[Any]) -> None:
         inner = self._inner.setdefault(name, _Stream())
-        first, inner._seen = inner._seen, inner._seen + len(values)
-        inner.add(values, pa.array(range(first, inner._seen), pa.int64()))
+        inner.add(values, range(inner._rows, inner._rows + len(values)))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from jobs.errors import InputError, Problem, SourceError
 from jobs.spec import SamplingParams
@@ -12,7 +12,8 @@ from producer.columns import Own, as_json, unknown_column
 from producer.messages import check_messages, with_system
 from producer.overrides import PARAMETERS, Overrides
 from producer.problems import RowProblem
-from producer.sources import Source, SourceRow
+from producer.requests import CheckedRow, CheckedRows, error_row
+from producer.sources import Block, Source, SourceRow
 from producer.template import Template, TemplateError
 
 _CUSTOM_ID, _PROMPT, _MESSAGES = "custom_id", "prompt", "messages"
@@ -40,39 +41,6 @@ class RowOptions:
     drop_columns: tuple[str, ...] = ()
 
 
-class CheckedRow(NamedTuple):
-    """A request as it is staged. Immutable; a named tuple, for a frozen dataclass takes far longer to make.
-
-    Either ``prompt`` or ``messages`` is set, or ``problem`` is: then the row can only become an error row.
-    """
-
-    file: str
-    line: int
-    custom_id: str | None
-    prompt: str | None
-    messages: list[dict[str, Any]] | None
-    #: Sampling parameters that differ from the job's.
-    params: dict[str, Any]
-    #: Samples and token limit, the job's or the row's own.
-    n: int
-    max_tokens: int
-    #: The row's own columns that are kept.
-    own: Own
-    problem: Problem | None = None
-
-
-def error_row(
-    problem: Problem,
-    sampling: SamplingParams,
-    own: Own | None = None,
-    custom_id: str | None = None,
-) -> CheckedRow:
-    """The row that stands for one that cannot run: always a single sample."""
-    params = {"n": 1} if sampling.n != 1 else {}
-    line = problem.line or 0
-    return CheckedRow(problem.file, line, custom_id, None, None, params, 1, sampling.max_tokens, own or {}, problem)
-
-
 class RowChecker:
     """Checks the rows of one source. Raises InputError where the options do not fit the source's columns."""
 
@@ -94,6 +62,65 @@ class RowChecker:
             self._awaited -= set(source.columns)
             self.finish()
             source.choose(self._needed(), self._carried())
+
+    def check_block(self, block: Block) -> CheckedRows:
+        """The requests of these rows: all at once where nothing is the matter, else one by one."""
+        return self._at_once(block) or CheckedRows.of([self.check(row) for row in block.rows()])
+
+    def _at_once(self, block: Block) -> CheckedRows | None:
+        """None where a row may have a problem, parameters of its own, or messages: ``check`` says."""
+        names = block.names()
+        if self._awaited:
+            self._awaited -= names
+        ids = self._ids_at_once(block)
+        prompts = self._prompts_at_once(block)
+        if ids is None or prompts is None or not PARAMETERS.isdisjoint(names):
+            return None
+        count = len(block)
+        messages: list[list[dict[str, Any]] | None] = [None] * count
+        if self._as_chat:
+            messages = [self._as_messages(prompt) for prompt in prompts]
+        return CheckedRows(
+            [block.file] * count,
+            list(block.lines),
+            ids,
+            [None] * count if self._as_chat else list(prompts),
+            messages,
+            [{}] * count,
+            [self._sampling.n] * count,
+            [self._sampling.max_tokens] * count,
+            self._own_at_once(block, names),
+            [None] * count,
+        )
+
+    def _ids_at_once(self, block: Block) -> list[str | None] | None:
+        if self._id_column is None:
+            return [None] * len(block)
+        ids = block.column(self._id_column)
+        kinds = set(map(type, ids))
+        if kinds == {int}:
+            return list(map(str, ids))
+        if kinds != {str} or not all(ids) or max(map(len, ids)) > _MAX_ID or not "".join(ids).isprintable():
+            return None
+        return ids
+
+    def _prompts_at_once(self, block: Block) -> list[str] | None:
+        if self._template is not None:
+            try:
+                prompts = [self._template.render(row.values) for row in block.rows()]
+            except TemplateError:
+                return None
+        else:
+            prompts = block.column(self._prompt_column) if self._prompt_column is not None else []
+            if set(map(type, prompts)) != {str}:
+                return None
+        return prompts if all(prompts) and not any(map(str.isspace, prompts)) else None
+
+    def _own_at_once(self, block: Block, names: set[str]) -> list[Own]:
+        kept = names if self._kept is None else names & self._kept
+        if self._openai or kept - self._dropped != names:
+            return [self._own(row) for row in block.rows()]
+        return block.own()
 
     def check(self, row: SourceRow) -> CheckedRow:
         """The request of this row; its ``problem`` says why where there is none."""
@@ -176,9 +203,10 @@ class RowChecker:
             raise self._without_prompt(prompt)
         if not prompt or prompt.isspace():
             raise RowProblem("the prompt is empty", "empty_prompt", self._prompt_column)
-        if self._as_chat:
-            return None, with_system([{"role": "user", "content": prompt}], self._options.system)
-        return prompt, None
+        return (None, self._as_messages(prompt)) if self._as_chat else (prompt, None)
+
+    def _as_messages(self, prompt: str) -> list[dict[str, Any]]:
+        return with_system([{"role": "user", "content": prompt}], self._options.system)
 
     def _prompt(self, values: dict[str, Any]) -> Any:
         if self._template is not None:

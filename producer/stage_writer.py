@@ -11,8 +11,8 @@ from jobs.prompts import write_batch
 from jobs.store import Store
 from producer.batches import StagedBatch
 
-#: Batches on their way to the store at once, and bytes of them: more would only cost memory.
-_WRITERS = 8
+#: Batches on their way to the store at once, to a disk and to others, and bytes of them.
+_LOCAL_WRITERS, _WRITERS = 2, 16
 _MAX_BYTES = 64 << 20
 
 
@@ -25,7 +25,8 @@ class StageWriter:
     def __init__(self, store: Store, stage: str) -> None:
         self._store = store
         self._stage = stage
-        self._pool = ThreadPoolExecutor(_WRITERS)
+        self._writers = _LOCAL_WRITERS if store.is_local else _WRITERS
+        self._pool = ThreadPoolExecutor(self._writers)
         self._pending: deque[tuple[Future[None], int]] = deque()
         self._bytes = 0
 
@@ -42,7 +43,7 @@ class StageWriter:
     def put(self, batch: StagedBatch) -> None:
         """Write ``batch`` soon. Raises what an earlier one failed with, InputError and StoreUnavailableError."""
         size = batch.table.nbytes
-        while self._pending and (len(self._pending) >= _WRITERS or self._bytes + size > _MAX_BYTES):
+        while self._pending and (len(self._pending) >= 2 * self._writers or self._bytes + size > _MAX_BYTES):
             self._wait_for_one()
         self._pending.append((self._pool.submit(self._write, batch), size))
         self._bytes += size

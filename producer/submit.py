@@ -71,7 +71,7 @@ def submit(
     connection.check_broker()
     stage = f"{now():%Y%m%d}-{secrets.token_hex(8)}"
     try:
-        staged, report = _stage(connection.store, source, options, spec, stage, skip_invalid, progress)
+        staged, report = stage_source(connection.store, source, options, spec, stage, skip_invalid, progress)
     except BaseException:
         discard_stage(connection.store, stage)
         raise
@@ -111,20 +111,23 @@ def discard_stage(store: Store, stage: str) -> None:
         _log.debug("stage %s is left behind: %s", stage, error)
 
 
-def _stage(
+def stage_source(
     store: Store,
     source: Source,
     options: RowOptions,
     spec: JobSpec,
     stage: str,
-    skip_invalid: bool,
-    progress: StageProgress,
+    skip_invalid: bool = False,
+    progress: StageProgress = lambda rows: None,
 ) -> tuple[JobFile, CheckReport]:
-    """Write the input batches; the job as it would be accepted, under its default id."""
+    """Write the input batches; the job as it would be accepted, under its default id.
+
+    Raises SourceError, InputError, StoreUnavailableError; what was written by then stays.
+    """
     checking = Checking(source, options, batch_size=spec.batch_size, skip_invalid=skip_invalid)
     builder = BatchBuilder(spec.batch_size, source.types)
     with StageWriter(store, stage) as writer:
-        for batch in builder.batches(checking.rows()):
+        for batch in builder.batches(checking.blocks()):
             writer.put(batch)
             progress(builder.totals.rows)
     checking.report.raise_if_bad()

@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import InputError, Problem, SourceError
-from producer.columns import ArrowRow
-from producer.sources.base import Item, Source, SourceRow, no_rows
+from producer.sources.base import ArrowBlock, Found, Source, no_rows
 from producer.sources.formats import Compression
 from producer.sources.lines import DAMAGED
 from producer.sources.places import READ_BLOCK, Place, opened
@@ -66,7 +65,7 @@ class ArrowSource(Source):
                 return self
         raise SourceError([no_rows(self.name)])
 
-    def _rows(self, batches: Batches | None = None) -> Iterator[Item]:
+    def _rows(self, batches: Batches | None = None) -> Iterator[Found]:
         wanted = [name for name in self._schema.names if name in self._needed or name in self._kept]
         line, current = 0, ""
         for file, batch in batches or self._batches(wanted):
@@ -74,18 +73,17 @@ class ArrowSource(Source):
                 line, current = 0, file
             for start in range(0, batch.num_rows, _SLICE):
                 part = batch.slice(start, _SLICE)
-                yield from self._rows_of(part, file, line + 1)
+                yield self._block(part, file, line + 1)
                 line += part.num_rows
 
-    def _rows_of(self, batch: pa.RecordBatch, file: str, line: int) -> Iterator[Item]:
+    def _block(self, batch: pa.RecordBatch, file: str, line: int) -> ArrowBlock:
         needed = [name for name in batch.schema.names if name in self._needed]
-        columns = [_values(self.name, name, batch.column(name)) for name in needed]
+        columns = {name: _values(self.name, name, batch.column(name)) for name in needed}
         try:
             own = _cast(batch.select([name for name in self._schema.names if name in self._kept]), self._schema)
         except pa.ArrowException as error:
             raise SourceError([Problem(file, line, f"from here on values cannot be kept: {_said(error)}")]) from error
-        for index, values in enumerate(zip(*columns, strict=True) if columns else [()] * batch.num_rows):
-            yield SourceRow(file, line + index, dict(zip(needed, values, strict=True)), ArrowRow(own, index))
+        return ArrowBlock(file, range(line, line + batch.num_rows), columns, own)
 
 
 def table_source(table: Any, name: str = "table") -> Source:

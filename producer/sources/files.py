@@ -8,17 +8,16 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from jobs.errors import InputError
-from producer.sources.base import Item, Source
+from producer.sources.base import Found, Source, grouped
 from producer.sources.delimited import DelimitedReader
 from producer.sources.formats import ARROW_KINDS, Compression, Format, Kind, format_of
 from producer.sources.json_array import read_json
 from producer.sources.jsonl import read_jsonl
-from producer.sources.lines import read_lines
 from producer.sources.openai import is_request, read_requests
 from producer.sources.places import Place, find_places, opened
 from producer.sources.text import read_text
 
-Reader = Callable[[BinaryIO, str], Iterator[Item]]
+Reader = Callable[[BinaryIO, str], Iterator[Found]]
 Files = list[tuple[Place, Compression | None]]
 
 
@@ -57,10 +56,9 @@ def _only_kind(source: str, formats: list[Format]) -> Kind:
 def _text_source(name: str, files: Files, kind: Kind) -> Source:
     header: list[DelimitedReader] = []
 
-    def read() -> Iterator[Item]:
+    def read() -> Iterator[Found]:
         # Anew for each pass: a reader may carry state from file to file.
-        reader = _reader(kind)
-        header[:] = [reader] if isinstance(reader, DelimitedReader) else []
+        reader = _reader(kind, header)
         for place, compression in files:
             with opened(place, compression) as stream:
                 yield from reader(stream, place.name)
@@ -73,13 +71,17 @@ def _text_source(name: str, files: Files, kind: Kind) -> Source:
     return source
 
 
-def _reader(kind: Kind) -> Reader:
-    if kind in ("csv", "tsv"):
-        return DelimitedReader("," if kind == "csv" else "\t")
+def _reader(kind: Kind, header: list[DelimitedReader]) -> Reader:
+    """What reads a file; ``header`` takes the reader of those that have one."""
+    if kind == "jsonl":
+        return read_jsonl
     if kind == "json":
-        return read_json
-    read = read_text if kind == "txt" else read_jsonl
-    return lambda stream, file: read(read_lines(stream, file), file)
+        return lambda stream, file: grouped(read_json(stream, file))
+    if kind == "txt":
+        return lambda stream, file: grouped(read_text(stream, file))
+    reader = DelimitedReader("," if kind == "csv" else "\t")
+    header[:] = [reader]
+    return lambda stream, file: grouped(reader(stream, file))
 
 
 def _as_requests(source: Source, body: object) -> Source:
@@ -88,7 +90,7 @@ def _as_requests(source: Source, body: object) -> Source:
         source.notes.append(f"the requests' own model ({body['model']!r} in the first) is ignored")
     requests = Source(
         source.name,
-        lambda: read_requests(source),
+        lambda: grouped(read_requests(source)),
         rereadable=source.rereadable,
         openai=True,
         notes=source.notes,

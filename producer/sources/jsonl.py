@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, BinaryIO, NoReturn
 
 import orjson
 
 from jobs.errors import Problem
-from producer.sources.base import Item, SourceRow
-from producer.sources.lines import TOO_LONG, not_utf8
+from producer.sources.base import DictBlock, Found, Item, SourceRow, grouped
+from producer.sources.lines import TOO_LONG, not_utf8, read_blocks
 
 #: A float at least this large may be an integer that orjson could not hold.
 _LARGE = float(2**63)
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 _TYPE_NAMES = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
 
@@ -27,12 +30,44 @@ _TYPE_NAMES = {list: "an array", str: "a string", bool: "a boolean", int: "a num
 _CUT_MESSAGES = ("Unterminated string", "Expecting", "Invalid \\escape", "Invalid \\uXXXX escape")
 
 
-def read_jsonl(lines: Iterable[tuple[int, bytes | None]], file: str) -> Iterator[Item]:
-    """The rows of JSON Lines, and a problem for each other line. Blank lines are skipped."""
-    for number, line in lines:
-        if line is None:
-            yield Problem(file, number, TOO_LONG)
-        elif (item := read_object(line, file, number)) is not None:
+def read_jsonl(stream: BinaryIO, file: str) -> Iterator[Found]:
+    """The rows of JSON Lines, and a problem for each line that is none. Blank lines are skipped.
+
+    Raises SourceError where the rest of the file cannot be read.
+    """
+    for first, lines, end in read_blocks(stream, file):
+        values = _read_exactly(lines)
+        if values is not None:
+            yield DictBlock(file, range(first, first + len(lines)), values)
+        else:
+            yield from grouped(_one_by_one(first, lines, end, file))
+
+
+def _read_exactly(lines: list[bytes | None]) -> list[dict[str, Any]] | None:
+    """The objects of these lines; None where one may be none, or may say more than its object holds."""
+    try:
+        values = list(map(orjson.loads, lines))  # type: ignore[arg-type]
+    except orjson.JSONDecodeError:
+        return None
+    if set(map(type, values)) != {dict}:
+        return None
+    members = list(chain.from_iterable(map(dict.values, values)))
+    kinds = list(map(type, members))
+    present = set(kinds)
+    if present <= _SCALARS:
+        strings = sum(map(len, values)) + kinds.count(str)
+        floats = (
+            [item for item, kind in zip(members, kinds, strict=True) if kind is float] if float in present else [0.0]
+        )
+        if min(floats) > -_LARGE and max(floats) < _LARGE and _count_quotes(b"".join(lines)) == 2 * strings:  # type: ignore[arg-type]
+            return values
+    return values if all(map(_is_exact, lines, values)) else None  # type: ignore[arg-type]
+
+
+def _one_by_one(first: int, lines: list[bytes | None], end: bytes, file: str) -> Iterator[Item]:
+    for number, line in enumerate(lines, first):
+        item = Problem(file, number, TOO_LONG) if line is None else read_object(line + end, file, number)
+        if item is not None:
             yield item
 
 
@@ -44,14 +79,13 @@ def read_object(line: bytes, file: str, number: int) -> Item | None:
             return SourceRow(file, number, value)
     except orjson.JSONDecodeError:
         pass
-    return None if line.isspace() else _slow(line, file, number)
+    return None if not line.strip() else _slow(line, file, number)
 
 
 def _is_exact(line: bytes, value: dict[str, Any]) -> bool:
     """Whether ``value`` is all that ``line`` says: no key was dropped, no integer rounded.
 
     Every string of the line has two quotes that are not escaped, so a dropped key leaves too many.
-    Backslashes occur in strings alone; with the pairs of them removed, one before a quote escapes it.
     """
     strings = len(value)
     for item in value.values():
@@ -62,10 +96,16 @@ def _is_exact(line: bytes, value: dict[str, Any]) -> bool:
             strings += _count_strings(item)
         elif kind is float and not -_LARGE < item < _LARGE:
             return False
-    if b"\\" in line:
-        line = line.replace(b"\\\\", b"")
-        return line.count(b'"') - line.count(b'\\"') == 2 * strings
-    return line.count(b'"') == 2 * strings
+    return _count_quotes(line) == 2 * strings
+
+
+def _count_quotes(text: bytes) -> int:
+    """The quotes that are not escaped. Backslashes occur in strings alone; without the pairs of them, one before a
+    quote escapes it."""
+    if b"\\" not in text:
+        return text.count(b'"')
+    text = text.replace(b"\\\\", b"")
+    return text.count(b'"') - text.count(b'\\"')
 
 
 def _count_strings(value: Any) -> int:

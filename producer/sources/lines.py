@@ -21,6 +21,9 @@ DAMAGED = (EOFError, zlib.error, ZstdError, BadGzipFile)
 #: Bytes of the longest line that is read: far beyond the context of any model, and small enough to hold.
 MAX_LINE = 16 << 20
 
+#: Bytes that are split into lines at once.
+_CHUNK = 128 << 10
+
 TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
 
 _BOM = b"\xef\xbb\xbf"
@@ -62,6 +65,40 @@ def read_lines(stream: BinaryIO, file: str) -> Iterator[tuple[int, bytes | None]
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
         raise SourceError([Problem(file, None, reason)]) from error
+
+
+def read_blocks(stream: BinaryIO, file: str) -> Iterator[tuple[int, list[bytes | None], bytes]]:
+    """As ``read_lines``, many lines at once: the first one's number, the lines without their end, and that end.
+
+    The last line of the file is a block of its own where it has no end. Raises SourceError as ``read_lines`` does.
+    """
+    number, rest, skipping = 1, b"", False
+    for block in _chunks(stream, file):
+        lines: list[bytes | None] = (rest + block).split(b"\n")  # type: ignore[assignment]
+        rest = lines.pop() or b""
+        if skipping and lines:
+            lines[0], skipping = None, False
+        if number == 1 and lines and lines[0] is not None:
+            lines[0] = check_start(lines[0], file)
+        if lines:
+            yield number, [None if line is not None and len(line) > MAX_LINE else line for line in lines], b"\n"
+            number += len(lines)
+        if len(rest) > MAX_LINE:
+            rest, skipping = b"", True
+    if skipping:
+        yield number, [None], b""
+    elif rest:
+        yield number, [check_start(rest, file) if number == 1 else rest], b""
+
+
+def _chunks(stream: BinaryIO, file: str) -> Iterator[bytes]:
+    try:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+    except DAMAGED as error:
+        raise SourceError([Problem(file, None, "the compressed file is damaged or cut")]) from error
+    except OSError as error:
+        raise SourceError([Problem(file, None, f"cannot be read: {error.strerror or error}")]) from error
 
 
 def not_utf8(error: UnicodeDecodeError, file: str) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 import orjson
 
 from jobs.errors import Problem
-from producer.sources.base import Item, Source, SourceRow
+from producer.sources.base import Item, Source, SourceRow, grouped
 
 
 def rows_source(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> Source:
     """A source of dicts of JSON values; the first is line 1. Raises SourceError where there are none."""
-    source = Source(name, lambda: _dict_items(rows, name), rereadable=isinstance(rows, Sequence))
+    source = Source(name, lambda: grouped(_dict_items(rows, name)), rereadable=isinstance(rows, Sequence))
     return source.look_ahead()
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from jobs.errors import Problem
 from producer.sources.base import Item, SourceRow
-from producer.sources.lines import TOO_LONG, not_utf8
+from producer.sources.lines import TOO_LONG, not_utf8, read_lines
 
 PROMPT_COLUMN = "prompt"
 
 
-def read_text(lines: Iterable[tuple[int, bytes | None]], file: str) -> Iterator[Item]:
+def read_text(stream: BinaryIO, file: str) -> Iterator[Item]:
     """One row for each line that is not blank, without its line end."""
-    for number, line in lines:
+    for number, line in read_lines(stream, file):
         if line is None:
             yield Problem(file, number, TOO_LONG)
         elif b"\0" in line:

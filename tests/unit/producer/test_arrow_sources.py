@@ -37,7 +37,7 @@ def through(source: Source, size: int = 2, **options: Any) -> pa.Table:
     """The source's own columns as they come out of a job's parts."""
     builder = BatchBuilder(size, source.types)
     checking = Checking(source, RowOptions(**options))
-    batches = list(builder.batches(checking.rows()))
+    batches = list(builder.batches(checking.blocks()))
     checking.report.raise_if_bad()
     parts = []
     for batch in batches:

@@ -26,7 +26,7 @@ from producer.sources import Source, open_source, rows_source, table_source
 def build(source: Source, batch_size: int = 256, **options: Any) -> tuple[list[StagedBatch], BatchBuilder]:
     builder = BatchBuilder(batch_size, source.types)
     checking = Checking(source, RowOptions(**options), skip_invalid=True)
-    return list(builder.batches(checking.rows())), builder
+    return list(builder.batches(checking.blocks())), builder
 
 
 def digest(*rows: dict[str, Any], batch_size: int = 256, **options: Any) -> str:

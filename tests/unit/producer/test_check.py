@@ -59,7 +59,7 @@ def test_all_problems_are_counted_and_the_first_are_kept() -> None:
 
 def test_no_row_is_staged_after_a_bad_one_but_all_are_checked() -> None:
     checking = Checking(rows_source([{"prompt": "a"}, {"prompt": ""}, {"prompt": "b"}]), RowOptions())
-    assert [row.prompt for row in checking.rows()] == ["a"]
+    assert list(checking.rows()) == []  # the three are one block
     assert checking.report.rows == 3
 
 

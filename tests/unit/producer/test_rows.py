@@ -8,7 +8,8 @@ import pytest
 
 from jobs.errors import InputError, SourceError
 from jobs.spec import SamplingParams
-from producer.rows import CheckedRow, RowChecker, RowOptions
+from producer.requests import CheckedRow
+from producer.rows import RowChecker, RowOptions
 from producer.sources import SourceRow, rows_source
 from producer.template import Template
 
