@@ -112,7 +112,7 @@ def _request_columns(rows: CheckedRows) -> list[pa.Array[Any]]:
         [problem and problem.reason for problem in rows.problems] if any(rows.problems) else nothing,
     ]
     return [
-        pa.array(values, item.type) if values else pa.nulls(len(rows), item.type)
+        pa.array(values or [None] * len(rows), item.type)
         for values, item in zip(columns, INPUT_FIELDS[1:], strict=True)
     ]
 

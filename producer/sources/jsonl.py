@@ -56,12 +56,15 @@ def _read_exactly(lines: list[bytes | None]) -> list[dict[str, Any]] | None:
     present = set(kinds)
     if present <= _SCALARS:
         strings = sum(map(len, values)) + kinds.count(str)
-        floats = (
-            [item for item, kind in zip(members, kinds, strict=True) if kind is float] if float in present else [0.0]
-        )
-        if min(floats) > -_LARGE and max(floats) < _LARGE and _count_quotes(b"".join(lines)) == 2 * strings:  # type: ignore[arg-type]
+        quotes = _count_quotes(b"".join(lines))  # type: ignore[arg-type]
+        if quotes == 2 * strings and not (float in present and _has_large(members)):
             return values
     return values if all(map(_is_exact, lines, values)) else None  # type: ignore[arg-type]
+
+
+def _has_large(members: list[Any]) -> bool:
+    floats = [item for item in members if type(item) is float]
+    return min(floats) <= -_LARGE or max(floats) >= _LARGE
 
 
 def _one_by_one(first: int, lines: list[bytes | None], end: bytes, file: str) -> Iterator[Item]:
