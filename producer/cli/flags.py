@@ -27,7 +27,7 @@ _JOB = "Job"
 _PLACE = "Place"
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A path, a glob, or - for stdin; .jsonl .csv .tsv .txt, also .gz.")
+    str, typer.Argument(metavar="SOURCE", help="A path, a glob, a folder, a URI, or - for stdin.")
 ]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -57,7 +57,7 @@ class PromptFlags:
 
     source_format: Annotated[
         str | None,
-        typer.Option("--format", metavar="FORMAT", help="jsonl, csv, tsv, txt; default: by extension.",
+        typer.Option("--format", metavar="FORMAT", help="jsonl, json, csv, tsv, txt, parquet, arrow, each also .gz or .zst; default: by extension.",
                      rich_help_panel=_PROMPT),
     ] = None  # fmt: skip
     template: Annotated[

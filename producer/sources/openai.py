@@ -22,13 +22,17 @@ _ENDPOINTS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 _HONOURED = frozenset(SamplingParams.model_fields)
 
 #: Fields that do not change the text of a row.
-_WITHOUT_EFFECT = frozenset({"model", "user", "metadata", "store", "service_tier"})
+_WITHOUT_EFFECT = frozenset({
+    "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention", "prediction", "stream_options", "parallel_tool_calls",
+})  # fmt: skip
 
-#: Fields accepted at the value that means "not used".
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "stream": (None, False), "frequency_penalty": (None, 0), "presence_penalty": (None, 0),
-    "best_of": (None, 1), "echo": (None, False), "logit_bias": (None, {}), "tools": (None, []),
-    "tool_choice": (None, "none"), "response_format": (None, {"type": "text"}), "suffix": (None, ""),
+#: Fields accepted at null, and at the value that means "not used" or the same.
+_NEUTRAL: dict[str, Any] = {
+    "stream": False, "frequency_penalty": 0, "presence_penalty": 0, "best_of": 1, "echo": False, "logit_bias": {},
+    "tools": [], "tool_choice": "none", "functions": [], "function_call": "none", "response_format": {"type": "text"},
+    "suffix": "", "top_logprobs": 0, "modalities": ["text"], "reasoning_effort": "none", "verbosity": "medium",
+    "audio": None, "web_search_options": None,
 }  # fmt: skip
 
 
@@ -60,13 +64,20 @@ def _row(row: SourceRow) -> Item:
     for key, value in body.items():
         if reason := _refusal(key, value, content):
             return Problem(row.file, row.line, reason, code="bad_parameters", param=key)
+    prompt = body.get(content)
+    if content == "prompt" and isinstance(prompt, list):
+        # Of OpenAI's lists, a text in a list of its own is the one that means a single prompt.
+        if len(prompt) != 1 or not isinstance(prompt[0], str):
+            reason = "body.prompt must be one text: give each of several prompts a request, and text, not token ids"
+            return Problem(row.file, row.line, reason, param="prompt")
+        prompt = prompt[0]
     request = {key: value for key, value in body.items() if key in _HONOURED and value is not None}
     if (limit := body.get("max_completion_tokens")) is not None:
         request["max_tokens"] = limit
     if content == "prompt" and "logprobs" in request:
         # Here it is how many alternatives to return; whether there are any is all that is kept.
         request["logprobs"] = True
-    return SourceRow(row.file, row.line, {"custom_id": values["custom_id"], content: body.get(content), **request})
+    return SourceRow(row.file, row.line, {"custom_id": values["custom_id"], content: prompt, **request})
 
 
 def _refusal(key: str, value: Any, content: str) -> str | None:
@@ -74,6 +85,7 @@ def _refusal(key: str, value: Any, content: str) -> str | None:
         return None
     if key not in _NEUTRAL:
         return f"body.{key} is not supported"
-    if any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in _NEUTRAL[key]):
+    neutral = _NEUTRAL[key]
+    if value is None or (value == neutral and isinstance(value, bool) == isinstance(neutral, bool)):
         return None
-    return f"body.{key} is not supported (other than as {_NEUTRAL[key][1]!r})"
+    return f"body.{key} is not supported" + (f" (other than as {neutral!r})" if neutral is not None else "")

@@ -48,8 +48,15 @@ def test_gives_the_prompt_of_completion_requests() -> None:
     assert row.values == {"custom_id": "a", "prompt": "hello", "logprobs": True, "n": 2}
 
 
+def test_a_prompt_in_a_list_of_its_own_is_one() -> None:
+    (row,) = source(request({"prompt": ["hello"]}, "/v1/completions"))
+    assert isinstance(row, SourceRow)
+    assert row.values["prompt"] == "hello"
+
+
 def test_accepts_fields_without_effect_and_neutral_values() -> None:
-    body = {"messages": _MESSAGES, "user": "u", "stream": False, "frequency_penalty": 0, "tools": [], "seed": None}
+    body = {"messages": _MESSAGES, "user": "u", "stream": False, "frequency_penalty": 0, "tools": [], "seed": None,
+            "parallel_tool_calls": True, "modalities": ["text"], "audio": None, "safety_identifier": "x"}  # fmt: skip
     (row,) = source(request(body))
     assert isinstance(row, SourceRow)
     assert row.values == {"custom_id": "a", "messages": _MESSAGES}
@@ -62,6 +69,11 @@ def test_accepts_fields_without_effect_and_neutral_values() -> None:
         (request({"messages": _MESSAGES, "stream": 0}), "body.stream is not supported"),
         (request({"messages": _MESSAGES, "colour": 1}), "body.colour is not supported"),
         (request({"prompt": "x"}), "body.prompt is not supported"),
+        (request({"messages": _MESSAGES, "top_logprobs": 3}), "body.top_logprobs is not supported (other than as 0)"),
+        (request({"messages": _MESSAGES, "response_format": {"type": "json_object"}}), "body.response_format is not"),
+        (request({"messages": _MESSAGES, "audio": {}}), "body.audio is not supported"),
+        (request({"prompt": ["a", "b"]}, "/v1/completions"), "body.prompt must be one text"),
+        (request({"prompt": [1, 2]}, "/v1/completions"), "body.prompt must be one text"),
         (request({"input": "x"}, "/v1/embeddings"), "url '/v1/embeddings' is not supported"),
         (request({}, url=["x"]), "is not supported"),  # type: ignore[arg-type]
         (request({}, method="GET"), "method 'GET' is not supported"),
