@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from jobs import layout
-from jobs.errors import DamagedFileError, RedisUnavailableError, UnknownJobError
+from jobs.errors import DamagedFileError, InputError, RedisUnavailableError, UnknownJobError
 from jobs.ledger import JobState, WorkerInfo
 from jobs.records import job_ids, read_job, read_manifest
 from jobs.recover import recover_job
@@ -16,8 +16,9 @@ from producer.connection import Connection
 
 _log = logging.getLogger(__name__)
 
-#: Workers that a status names.
+#: Workers that a status names, and jobs that an error does.
 _NAMED_WORKERS = 8
+_NAMED_JOBS = 10
 
 
 def job_status(connection: Connection, job: str) -> JobStatus:
@@ -78,6 +79,22 @@ def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
         else:
             found[job] = status
     return sorted(found.values(), key=lambda status: status.created_at, reverse=True), untold
+
+
+def the_live_job(connection: Connection) -> str:
+    """The id of the one job that lives. Raises InputError where none does, or several do."""
+    live = sorted(
+        (state for state in connection.ledger.jobs() if not state.status.ended),
+        key=lambda state: state.created_at,
+        reverse=True,
+    )
+    if not live:
+        raise InputError(f"no job lives in the store {connection.store.uri}; `promptmill list` shows those that ended")
+    if len(live) > 1:
+        named = ", ".join(f"{state.id} ({state.status})" for state in live[:_NAMED_JOBS])
+        more = f" and {len(live) - _NAMED_JOBS:,} more" if len(live) > _NAMED_JOBS else ""
+        raise InputError(f"{len(live):,} jobs live, newest first: {named}{more}; name the one to watch")
+    return live[0].id
 
 
 def _serves(worker: WorkerInfo, state: JobState) -> bool:

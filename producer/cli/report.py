@@ -14,8 +14,6 @@ from jobs.console import EPILOG_NEWLINES, json_out
 from jobs.errors import InputError
 from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, with_flags
 from producer.cli.jobs import opened
-from producer.report import build_report, render_page
-from producer.report.page import GENERATOR
 
 #: Bytes at the begin of a page that name what made it.
 _HEAD = 1_024
@@ -44,6 +42,9 @@ def report_command(
 
     A page that report made before is replaced; any other file is left alone.
     """
+    # Imported late: other commands start quicker without it.
+    from producer.report import build_report, render_page
+
     if as_json and out is not None:
         raise InputError("--json and --out exclude each other: --json prints the figures instead of a page")
     target = None if as_json or out == "-" else _target(out, job)
@@ -52,9 +53,9 @@ def report_command(
     if as_json:
         json_out(report.to_json())
         return
-    page = render_page(report)
+    page = render_page(report).encode()
     if target is None:
-        sys.stdout.write(page)
+        sys.stdout.buffer.write(page)  # UTF-8, as the page says, whatever the terminal's encoding is
     else:
         _write(target, page)
         sys.stdout.write(f"{target}\n")
@@ -62,6 +63,8 @@ def report_command(
 
 def _target(out: str | None, job: str) -> Path:
     """The file to write, found fit before the work. Raises InputError."""
+    from producer.report.page import GENERATOR
+
     path = Path(out or f"{job}.html")
     if path.is_dir():
         path /= f"{job}.html"
@@ -79,11 +82,11 @@ def _target(out: str | None, job: str) -> Path:
     return path
 
 
-def _write(path: Path, page: str) -> None:
+def _write(path: Path, page: bytes) -> None:
     """The whole page or nothing. Raises InputError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_bytes(page)
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"--out {path} cannot be written: {error.strerror or error}") from error

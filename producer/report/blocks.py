@@ -9,7 +9,7 @@ from producer.report.markup import Content, Html, element, join, theirs
 NOTHING = join(())
 
 #: Characters of what a row says.
-SHOWN_MESSAGE = 400
+SHOWN_MESSAGE = 300
 
 
 def section(title: str, *content: Content) -> Html:

@@ -31,9 +31,8 @@ def _failure(found: Failures) -> Html:
         ]
         for sample in found.samples
     ]
-    more = (
-        f"the first {len(rows)} of {count(found.rows)} rows" if found.rows > len(rows) else counted(found.rows, "row")
-    )
+    number = counted(found.rows, "row")
+    more = f"the first {len(rows)} of {number}" if found.rows > len(rows) else number
     return element(
         "div",
         element("h3", element("span", found.code, class_="bad"), " ", element("small", more)),
@@ -61,11 +60,8 @@ def workers(report: Report) -> Html:
         for item in found[:_SHOWN]
     ]
     rest = found[_SHOWN:]
-    note = (
-        f"And {count(len(rest))} more, with {counted(sum(item.rows for item in rest), 'row')} together."
-        if rest
-        else None
-    )
+    together = counted(sum(item.rows for item in rest), "row")
+    note = f"And {count(len(rest))} more, with {together} together." if rest else None
     return section(
         "Workers",
         table(["worker", "", "rows", "share", "tokens", "rows/s", "tokens/s"], rows, "nmfffff"),

@@ -39,11 +39,7 @@ def tiles(report: Report) -> Html:
         _tile("Rows completed", count(rows.completed), f"of {count(rows.total)}"),
         _tile("Not completed", count(rows.ended - rows.completed), ", ".join(lost) or "none failed"),
         _tile("Tokens generated", count(status.tokens.completion), f"{count(status.tokens.prompt)} in prompts"),
-        _tile(
-            "Speed",
-            f"{rate(figures.rows_per_s)} rows/s" if figures.timeline else "–",
-            f"{rate(figures.tokens_per_s)} tokens/s",
-        ),
+        _tile("Speed", f"{rate(figures.rows_per_s)} rows/s", f"{rate(figures.tokens_per_s)} tokens/s"),
         _tile("Time" if status.ended_at else "Time so far", duration(took), first if waited >= 1 else ""),
         class_="tiles",
     )
