@@ -145,7 +145,7 @@ def frame(status: JobStatus, rates: tuple[float, float], history: History) -> Re
         (status.id, "bold"), "  ", (status.status.value.replace("_", " "), f"bold {_COLOURS[status.status]}")
     )
     figures = Table.grid(padding=(0, 2))
-    figures.add_column(no_wrap=True, style="dim")
+    figures.add_column(no_wrap=True, min_width=len("workers"), style="dim")
     figures.add_column()
     for label, shown in _figures(status, rates, history):
         figures.add_row(label, shown)
@@ -206,9 +206,8 @@ class _Progress:
         share = self._done * 1000 // max(1, self._total) / 10
         figures = f"{self._done:,}/{self._total:,}  {share:.1f} %"
         row = Table.grid(padding=(0, 2))
-        bar = ProgressBar(
-            total=max(1, self._total), completed=self._done, width=max(4, options.max_width - cell_len(figures) - 2)
-        )
+        width = max(4, options.max_width - cell_len(figures) - 2)
+        bar = ProgressBar(max(1, self._total), self._done, width=width, complete_style="cyan", finished_style="green")
         row.add_row(bar, Text(figures, no_wrap=True))
         yield row
 

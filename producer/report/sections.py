@@ -11,6 +11,9 @@ from producer.report.markup import Content, Html, element, join
 from producer.report.model import Lengths, Report, Timeline
 from producer.report.text import count, duration, moment, rate, share
 
+#: Standstills that are told in words.
+_SHOWN_STANDSTILLS = 8
+
 _ENDS = {
     "stop": "ended by itself or at a stop string",
     "length": "cut at max_tokens or the context",
@@ -65,8 +68,10 @@ def throughput(report: Report) -> Html:
     ]  # fmt: skip
     notes += [
         element("p", f"Stood still for {duration(still.seconds)} from {moment(still.start)}.", class_="warn")
-        for still in timeline.standstills
+        for still in timeline.standstills[:_SHOWN_STANDSTILLS]
     ]
+    if (more := len(timeline.standstills) - _SHOWN_STANDSTILLS) > 0:
+        notes.append(element("p", f"And {more} times more, shaded above.", class_="warn"))
     if report.figures.carried:
         notes.append(
             element("p", f"{count(report.figures.carried)} rows were done before the job was submitted, and are not "
