@@ -255,6 +255,15 @@ class Running(_Frozen):
     tokens: int = 0
 
 
+class ServingWorker(_Frozen):
+    """A live worker that may claim a job; its rates are those of all its jobs."""
+
+    id: str
+    device: str
+    rows_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+
+
 class Rate(_Frozen):
     rows_per_s: float = 0.0
     tokens_per_s: float = 0.0
@@ -278,6 +287,8 @@ class JobStatus(_Frozen):
     running: Running = Running()
     #: Live workers that may claim the job: of its model, with the weights that it was begun with.
     workers: int = 0
+    #: Who they are; the first few where they are many.
+    serving: tuple[ServingWorker, ...] = ()
     rate: Rate = Rate()
     eta_s: float | None = None
     errors: dict[str, int] = {}

@@ -7,14 +7,18 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from jobs import layout
-from jobs.errors import DamagedFileError, RedisUnavailableError, UnknownJobError
+from jobs.errors import DamagedFileError, InputError, RedisUnavailableError, UnknownJobError
 from jobs.ledger import JobState, WorkerInfo
 from jobs.records import job_ids, read_job, read_manifest
 from jobs.recover import recover_job
-from jobs.spec import BatchCounts, JobFile, JobStatus, Rate, RowCounts, Running, Status, TokenCounts
+from jobs.spec import BatchCounts, JobFile, JobStatus, Rate, RowCounts, Running, ServingWorker, Status, TokenCounts
 from producer.connection import Connection
 
 _log = logging.getLogger(__name__)
+
+#: Workers that a status names, and jobs that an error does.
+_NAMED_WORKERS = 8
+_NAMED_JOBS = 10
 
 
 def job_status(connection: Connection, job: str) -> JobStatus:
@@ -77,6 +81,22 @@ def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
     return sorted(found.values(), key=lambda status: status.created_at, reverse=True), untold
 
 
+def the_live_job(connection: Connection) -> str:
+    """The id of the one job that lives. Raises InputError where none does, or several do."""
+    live = sorted(
+        (state for state in connection.ledger.jobs() if not state.status.ended),
+        key=lambda state: state.created_at,
+        reverse=True,
+    )
+    if not live:
+        raise InputError(f"no job lives in the store {connection.store.uri}; `promptmill list` shows those that ended")
+    if len(live) > 1:
+        named = ", ".join(f"{state.id} ({state.status})" for state in live[:_NAMED_JOBS])
+        more = f" and {len(live) - _NAMED_JOBS:,} more" if len(live) > _NAMED_JOBS else ""
+        raise InputError(f"{len(live):,} jobs live, newest first: {named}{more}; name the one to watch")
+    return live[0].id
+
+
 def _serves(worker: WorkerInfo, state: JobState) -> bool:
     """Whether ``worker`` may claim batches of the job: once begun, it stays with its weights."""
     return worker.model == state.model and state.fingerprint in (None, worker.fingerprint)
@@ -102,6 +122,7 @@ def _of_state(connection: Connection, state: JobState, workers: list[WorkerInfo]
         cancelled=state.cancelled,
         expired=state.expired,
     )
+    serving = [] if state.status.ended else [worker for worker in workers if _serves(worker, state)]
     return JobStatus(
         id=state.id,
         status=state.status,
@@ -116,7 +137,8 @@ def _of_state(connection: Connection, state: JobState, workers: list[WorkerInfo]
         batches=BatchCounts(total=state.batches, done=state.done, running=state.running),
         tokens=TokenCounts(prompt=state.prompt_tokens, completion=state.completion_tokens),
         running=Running(rows=state.running_rows, tokens=state.running_tokens),
-        workers=0 if state.status.ended else sum(_serves(worker, state) for worker in workers),
+        workers=len(serving),
+        serving=tuple(map(_serving, serving[:_NAMED_WORKERS])),
         rate=Rate(rows_per_s=round(state.rows_per_s, 3), tokens_per_s=round(state.tokens_per_s, 3)),
         eta_s=_eta(state),
         errors=state.errors,
@@ -124,6 +146,11 @@ def _of_state(connection: Connection, state: JobState, workers: list[WorkerInfo]
         store=connection.store.uri,
         results=_results(connection, state.id) if state.status.ended and state.status is not Status.FAILED else None,
     )
+
+
+def _serving(worker: WorkerInfo) -> ServingWorker:
+    rows_per_s, tokens_per_s = round(worker.rows_per_s, 3), round(worker.tokens_per_s, 3)
+    return ServingWorker(id=worker.id, device=worker.device, rows_per_s=rows_per_s, tokens_per_s=tokens_per_s)
 
 
 def _eta(state: JobState) -> float | None:

@@ -19,7 +19,7 @@ from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, with_flags
 from producer.cli.text import print_table, say, status_text
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
-from producer.status import job_status, list_jobs
+from producer.status import job_status, list_jobs, the_live_job
 from producer.tend import cancel_job
 
 _EXAMPLE = "Example: promptmill {}"
@@ -99,14 +99,14 @@ def list_command(place: PlaceFlags, as_json: JsonFlag = False) -> None:
 
 @with_flags(place=PlaceFlags)
 def watch_command(
-    job: JobArgument,
     place: PlaceFlags,
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Default: the one job that lives.")] = None,
     allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Failed rows are no failure.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a job's progress until it has ended. Ctrl-C leaves it running."""
     with opened(place, job) as connection:
-        status = wait_for(connection, job)
+        status = wait_for(connection, job or the_live_job(connection))
         if as_json:
             json_out(status.to_json())
         elif status.results:

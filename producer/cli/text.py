@@ -14,7 +14,7 @@ from rich.table import Table
 from jobs.errors import Problem
 from jobs.spec import JobStatus
 from producer.check import CHARS_PER_TOKEN, CheckReport
-from producer.watch import clock
+from producer.display import clock
 
 _BAR = 32
 
