@@ -57,8 +57,8 @@ class PromptFlags:
 
     source_format: Annotated[
         str | None,
-        typer.Option("--format", metavar="FORMAT", help="jsonl, json, csv, tsv, txt, parquet, arrow, each also .gz or .zst; default: by extension.",
-                     rich_help_panel=_PROMPT),
+        typer.Option("--format", metavar="FORMAT", help="jsonl, json, csv, tsv, txt, parquet or arrow, also jsonl.gz "
+                     "...; default: by extension.", rich_help_panel=_PROMPT),
     ] = None  # fmt: skip
     template: Annotated[
         str | None,
