@@ -92,8 +92,10 @@ def read_blocks(stream: BinaryIO, file: str) -> Iterator[tuple[int, list[bytes |
 
 
 def _chunks(stream: BinaryIO, file: str) -> Iterator[bytes]:
+    # `read` goes on to the next block of a pipe without a look at signals: a Ctrl-C that came in between would wait.
+    read = getattr(stream, "read1", stream.read)
     try:
-        while chunk := stream.read(_CHUNK):
+        while chunk := read(_CHUNK):
             yield chunk
     except DAMAGED as error:
         raise SourceError([Problem(file, None, "the compressed file is damaged or cut")]) from error
