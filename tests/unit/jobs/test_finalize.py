@@ -26,12 +26,10 @@ from jobs.finalize import (
     MissingPartsError,
     PlannedFile,
     finalize,
-    lost_batch,
     manifest_counts,
     plan_files,
-    read_input,
-    unrun_batch,
 )
+from jobs.inputs import lost_batch, read_input, unrun_batch
 from jobs.parts import Part, commit_part, list_parts
 from jobs.results import PartCounts, ResultRow, part_counts, read_part, result_schema, write_part
 from jobs.spec import JobFile, Status
@@ -167,7 +165,7 @@ def test_rows_whose_input_is_lost_say_so(store: Store, damage: str) -> None:
 
 def test_a_lost_batch_is_error_rows_that_name_the_reason(store: Store) -> None:
     job = accept_job(store)
-    content = lost_batch(job, 2, "the disk ate it" + "!" * 1_000)
+    content = lost_batch(store, job, 2, "the disk ate it" + "!" * 1_000)
     rows = read_part(content).to_pylist()
     assert [row["row_index"] for row in rows] == [8, 9]
     assert {(row["status"], row["error_code"], row["sku"]) for row in rows} == {("error", "input_lost", None)}
