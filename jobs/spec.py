@@ -26,7 +26,9 @@ from jobs.errors import InputError
 JOB_VERSION = 1
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@+-]{1,200}")
-_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,56}")
+#: Characters of a job's id at most.
+MAX_JOB_ID = 56
+_JOB_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_JOB_ID}}}")
 
 #: int64: what a seed column of the results can hold.
 MAX_SEED = 2**63 - 1

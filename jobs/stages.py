@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timedelta
 
+from jobs.deletion import remove_leftovers
 from jobs.errors import DamagedFileError, UnknownJobError
 from jobs.layout import STAGES, is_working_file, stage_of
 from jobs.parts import working_files
@@ -24,6 +25,7 @@ def clean_up(store: Store, now: datetime) -> None:
     """Remove all that is left behind. Raises StoreUnavailableError."""
     remove_abandoned(store, now)
     remove_ended_parts(store)
+    remove_leftovers(store)
     store.remove_unfinished(now - _UNFINISHED_AFTER)
 
 
