@@ -21,7 +21,7 @@ from jobs.errors import DamagedFileError, InputError, NotFoundError
 from jobs.inputs import Carried, write_carried
 from jobs.parallel import in_parallel
 from jobs.prompts import Prompt, read_batch
-from jobs.results import PartCounts, write_part
+from jobs.results import PartCounts, part_counts, write_part
 from jobs.spec import CarriedCounts, JobFile, Retry, RowError, now
 from jobs.store import Store
 from producer.results import read_published
@@ -114,7 +114,7 @@ class RetryStage:
         if not retried:
             part = write_part([], pa.table({}), self.parent.columns, self.parent.batch_rows(index).start, carried)
             self._put(layout.part(self.name, index), part)
-            return _Batch(index, counts, part=counts, refused=refused)
+            return _Batch(index, counts, part=part_counts(part), refused=refused)
         samples = _missing_samples(rows, retried, carried, prompts)
         self._put(layout.carried_batch(self.name, index), write_carried(Carried(carried, samples)))
         tokens = sum(prompts[row].sampling.max_tokens * len(chosen) for row, chosen in samples.items())
