@@ -119,10 +119,8 @@ def retry_text(retry: Retry) -> str:
     """The parent, and what became of its rows."""
     statuses = ", ".join("failed" if status == "error" else status for status in retry.statuses)
     line = "" if retry.root == retry.parent else f", the first of the line is {retry.root}"
-    return (
-        f"{retry.parent}{line}: {_counted(retry.retried, 'row', 'rows')} ({statuses}) to generate again, "
-        f"{retry.carried.rows:,} carried over"
-    )
+    again = _counted(retry.retried, "row", "rows")
+    return f"{retry.parent}{line}: generates {again} again ({statuses}), {retry.carried.rows:,} carried over"
 
 
 def _counted(count: int, one: str, many: str) -> str:

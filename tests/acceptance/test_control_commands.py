@@ -58,7 +58,10 @@ def test_a_cancelled_job_is_made_whole_by_a_retry(mill: Mill, cancelled: str) ->
     assert f"{200 - ok:,} rows to generate again, {ok:,} carried over" in done.err
     assert (status["status"], status["rows"]["completed"], status["batches"]["total"]) == ("completed", 200, 20)
     assert (status["retry"]["parent"], status["retry"]["statuses"]) == (cancelled, ["error", "cancelled"])
-    assert f"retry of  {cancelled}: {200 - ok:,} rows (failed, cancelled)" in mill.call("status", job).ok().out
+    assert (
+        f"{cancelled}: generates {200 - ok:,} rows again (failed, cancelled), {ok:,} carried over"
+        in mill.call("status", job).ok().out
+    )
     carried = "select * from {parent} where status = 'ok' except select * from {child}"
     assert query(mill, carried, parent=cancelled, child=job) == [], "not one bit of a good row changes"
     made = "select status, count(*) from (select * from {child} except select * from {parent}) group by all"

@@ -346,21 +346,22 @@ def test_rows_whose_input_is_back_are_generated(bench: Bench, prompts: Prompts) 
     assert [row["status"] for row in bench.rows(again)] == ["ok"] * 4
 
 
-@pytest.mark.parametrize("gone", [True, False], ids=["gone", "damaged"])
-def test_rows_that_can_no_longer_be_carried_over_are_generated_again(
-    bench: Bench, prompts: Prompts, gone: bool
-) -> None:
-    job = failed_job(bench, bad_at(prompts(4), 1))
+@pytest.mark.parametrize("fate", ["gone", "damaged", "another batch's"])
+def test_rows_that_can_no_longer_be_carried_over_are_generated_again(bench: Bench, prompts: Prompts, fate: str) -> None:
+    job = failed_job(bench, bad_at(prompts(8), 1, 6))
     again = job.retry()
-    path = layout.carried_batch(bench.record(again).stage, 0)
+    path, other = (layout.carried_batch(bench.record(again).stage, batch) for batch in (0, 1))
     content = bench.store.get(path)
     bench.store.delete([path])
-    if not gone:
-        bench.store.put_if_absent(path, flipped(content, len(content) // 2))
-    state = bench.run(bench.worker(), again)
+    if fate != "gone":
+        damaged = flipped(content, len(content) // 2) if fate == "damaged" else bench.store.get(other)
+        bench.store.put_if_absent(path, damaged)
+    state = bench.run(bench.worker("w-second"), again)
+    rows = bench.rows(again)
 
-    assert (state.status, state.completed) == (Status.COMPLETED, 4)
-    assert [row["number"] for row in bench.rows(again)] == list(range(4))
+    assert (state.status, state.completed) == (Status.COMPLETED, 8)
+    assert [row["number"] for row in rows] == list(range(8))
+    assert [row["worker"] for row in rows[:4]] == ["w-second"] * 4
 
 
 def test_a_carried_part_that_is_damaged_before_the_end_is_generated_again(bench: Bench, prompts: Prompts) -> None:
