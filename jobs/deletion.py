@@ -33,7 +33,7 @@ def delete_job(store: Store, job: str, forget: Callable[[str], None]) -> int:
     store.delete([layout.success_file(job), layout.manifest_file(job)])
     files = 0
     for folder in (layout.results_prefix(job), *([layout.stage_prefix(stage)] if stage else [])):
-        for _ in in_parallel(lambda item: store.delete([item.path]), store.list(folder)):
+        for _ in in_parallel(lambda item: store.delete([item.path]), list(store.list(folder))):
             files += 1
         store.remove_empty_folders(folder)
     store.delete([layout.cancel_file(job), layout.expired_file(job), layout.pin_file(job)])

@@ -48,8 +48,7 @@ def retry_command(
 ) -> None:
     """Generate the failed rows of JOB again, in a new job whose dataset holds all rows of JOB; prints its id.
 
-    The other rows are carried over as they are. JOB and its dataset stay as they are too. Where there is nothing to
-    retry, the id printed is JOB itself.
+    The other rows are carried over as they are. JOB stays as it is. Where nothing can be retried, the id is JOB's.
     """
     when = parse_deadline(deadline) if deadline is not None else None
     with opened(place, job) as connection:

@@ -80,7 +80,9 @@ def status_command(job: JobArgument, place: PlaceFlags, as_json: JsonFlag = Fals
 @with_flags(place=PlaceFlags)
 def list_command(
     place: PlaceFlags,
-    status: Annotated[list[Status] | None, typer.Option(metavar="STATUS", help="Repeatable.")] = None,
+    status: Annotated[
+        list[Status] | None, typer.Option(metavar="STATUS", help=f"{', '.join(Status)}; repeatable.")
+    ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Of this model.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Repeatable: with all of these.")] = None,
     since: Annotated[
