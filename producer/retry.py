@@ -13,14 +13,14 @@ import orjson
 from jobs.errors import InputError, JobConflictError, UnknownJobError
 from jobs.finalize import manifest_counts
 from jobs.records import has_ended, is_deleted, read_job
-from jobs.recover import manifest_status, recover_if_needed
+from jobs.recover import manifest_status, recover_if_needed, recover_job
 from jobs.results import STATUS_COUNTS, PartCounts
 from jobs.spec import MAX_JOB_ID, JobFile, Status
 from jobs.store import Store
 from producer.carrying import RetryStage, RowStatus
 from producer.connection import Connection
 from producer.status import job_status
-from producer.submit import StageProgress, discard_stage, enqueue, put_job
+from producer.submit import StageProgress, discard_stage, put_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +190,11 @@ def _enqueued(
 ) -> Retried:
     """Tell the ledger of an accepted retry, with the ``parts`` that were staged; None: it existed before."""
     ended = has_ended(connection.store, job.id)
-    if parts is None and not ended:
-        enqueue(connection, job, existed=True)
-    elif parts is not None:
+    if parts is not None:
         connection.ledger.restore(job, parts)
+    elif not ended:
+        # The command before this one may have died before the ledger knew all of its parts.
+        recover_job(connection.store, connection.ledger, job.id)
+    if not ended:
         connection.send_first_permits(job.spec.model)
     return Retried(parent, job, parts is None, ended, refused or {})

@@ -228,16 +228,19 @@ def test_the_same_retry_is_the_same_job_until_it_is_asked_for_again(bench: Bench
     assert stages == {read_job(bench.store, name).stage for name in (job.id, first.job.id, anew.job.id)}
 
 
-def test_a_retry_whose_ledger_was_never_told_goes_on_when_the_command_is_run_again(
-    bench: Bench, prompts: Prompts
+@pytest.mark.parametrize("known", [False, True], ids=["nothing", "the job without its parts"])
+def test_what_a_killed_command_did_not_tell_the_ledger_the_same_command_tells_it(
+    bench: Bench, prompts: Prompts, known: bool
 ) -> None:
     job = failed_job(bench, bad_at(prompts(10), 1))
     first = job.retry()
     bench.ledger.forget(first.id)
+    if known:
+        bench.ledger.restore(bench.record(first), {})
     again = job.retry()
+    assert (again.id, bench.state(again).done) == (first.id, 2)
     state = bench.run(bench.worker(), again)
 
-    assert again.id == first.id
     assert (state.status, state.completed) == (Status.COMPLETED, 10)
 
 
