@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from jobs.deletion import clear_if_deleted
 from jobs.errors import DamagedFileError, PromptmillError
 from jobs.finalize import MissingPartsError, Progress, finalize
 from jobs.ledger import Claim, Ledger
@@ -54,6 +55,7 @@ def _end(store: Store, ledger: Ledger, job: JobFile, claim: Claim, alive: Progre
         _log.info("job %s ended: %s, %d rows", job.id, ending, counts.rows)
 
     finalize(store, job, claim.ending, alive=alive, published=published)
+    clear_if_deleted(store, job.id, ledger.forget)
 
 
 def _fail(ledger: Ledger, claim: Claim, error: Exception) -> None:

@@ -7,29 +7,19 @@ finalizer may die between any two of them and another goes on.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import TypeVar
 
 import orjson
 import pyarrow as pa
 
 from jobs import layout
 from jobs.errors import DamagedFileError, NotFoundError
+from jobs.inputs import lost_batch, read_input, unrun_batch
+from jobs.parallel import grouped, in_parallel
 from jobs.parquet import ParquetBuffer
-from jobs.parts import Part, commit_part, find_part, list_parts
-from jobs.prompts import InputBatch, read_batch
-from jobs.results import (
-    PartCounts,
-    ResultRow,
-    read_part,
-    read_row_count,
-    result_schema,
-    write_part,
-)
+from jobs.parts import Part, commit_part, find_part, working_files
+from jobs.results import PartCounts, read_part, read_row_count, result_schema
 from jobs.spec import JobFile, RowError, Status, now
 from jobs.store import Store
 
@@ -44,19 +34,13 @@ _PARTS_PER_ROW_GROUP = 64
 #: The row status that the end of a job gives to rows which nobody generated.
 _ROW_STATUS = {Status.CANCELLED: "cancelled", Status.EXPIRED: "expired"}
 
-#: Parts that are read at once.
-_READERS = 8
-
 Progress = Callable[[], None]
-
-_Item = TypeVar("_Item")
-_Answer = TypeVar("_Answer")
 
 
 class MissingPartsError(DamagedFileError):
     """Raised when a job whose batches are all done lacks parts.
 
-    ``batches`` must be generated again; ``counts`` are those of the parts that are there.
+    ``batches`` must be generated again; ``counts`` are those of the parts that are there, as the ledger counts them.
     """
 
     def __init__(self, job: str, batches: list[int], counts: PartCounts) -> None:
@@ -98,13 +82,13 @@ def finalize(
                 raise
     counts = manifest_counts(store, job.id)
     published(counts)
-    store.delete(list_parts(store, job.stage).values())
+    store.delete(working_files(store, job.stage))
     return counts
 
 
 def _publish(store: Store, job: JobFile, ending: Status, alive: Progress) -> None:
     parts = _all_parts(store, job, ending, alive)
-    counts = _sum(part.counts for part in parts)
+    counts = PartCounts.sum(part.counts for part in parts)
     _check_total(job, counts)
     files = []
     for index, planned in enumerate(_plan(store, job, parts)):
@@ -137,46 +121,6 @@ def manifest_counts(store: Store, job: str) -> PartCounts:
         raise DamagedFileError(f"{store.locate(layout.manifest_file(job))} cannot be read: {error}") from error
 
 
-def read_input(store: Store, job: JobFile, batch: int) -> InputBatch:
-    """The rows of a batch. Raises DamagedFileError where they are gone, cannot be read, or are another batch's."""
-    path = layout.input_batch(job.stage, batch)
-    try:
-        found = read_batch(store.get(path), job.spec.sampling)
-    except NotFoundError as error:
-        raise DamagedFileError(str(error)) from error
-    if [prompt.row_index for prompt in found.prompts] != list(job.batch_rows(batch)):
-        raise DamagedFileError(f"{store.locate(path)} holds the rows of another batch")
-    return found
-
-
-def lost_batch(job: JobFile, batch: int, reason: str) -> bytes:
-    """The part of a batch whose input cannot be read: one ``input_lost`` row for each of its rows."""
-    rows = [
-        ResultRow(
-            row_index=index,
-            sample_index=0,
-            custom_id=None,
-            status="error",
-            error_code=RowError.INPUT_LOST,
-            error_message=reason[:500],
-            finish_reason="error",
-            model=job.spec.model,
-        )
-        for index in job.batch_rows(batch)
-    ]
-    return write_part(rows, pa.table({}), job.columns, job.batch_rows(batch).start)
-
-
-def unrun_batch(job: JobFile, batch: int, source: InputBatch, status: str) -> bytes:
-    """The part of a batch that nobody ran: every sample of every row has ``status``."""
-    rows = [
-        ResultRow(prompt.row_index, sample, prompt.custom_id, status, model=job.spec.model)
-        for prompt in source.prompts
-        for sample in range(prompt.sampling.n)
-    ]
-    return write_part(rows, source.columns, job.columns, job.batch_rows(batch).start)
-
-
 def _all_parts(store: Store, job: JobFile, ending: Status, alive: Progress) -> list[Part]:
     """The part of each batch in order; where the job did not complete, those that nobody ran are put first."""
 
@@ -187,13 +131,13 @@ def _all_parts(store: Store, job: JobFile, ending: Status, alive: Progress) -> l
         return part
 
     found = []
-    for part in _in_parallel(find, range(job.batches)):
+    for part in in_parallel(find, range(job.batches)):
         alive()
         found.append(part)
     parts = [part for part in found if part is not None]
     if len(parts) < job.batches:
         missing = [batch for batch, part in enumerate(found) if part is None]
-        raise MissingPartsError(job.id, missing, _sum(part.counts for part in parts))
+        raise MissingPartsError(job.id, missing, _counted(job, parts))
     return parts
 
 
@@ -202,7 +146,7 @@ def _fill(store: Store, job: JobFile, batch: int, status: str) -> bytes:
         return unrun_batch(job, batch, read_input(store, job, batch), status)
     except DamagedFileError as error:
         store.require()
-        return lost_batch(job, batch, str(error))
+        return lost_batch(store, job, batch, str(error))
 
 
 def _check_total(job: JobFile, counts: PartCounts) -> None:
@@ -257,8 +201,8 @@ def _merge(store: Store, job: JobFile, planned: PlannedFile, parts: list[Part], 
     schema = result_schema(job.columns)
     merged = ParquetBuffer(schema)
     chosen = parts[planned.first : planned.last + 1]
-    tables_of_parts = _in_parallel(lambda part: _read_again(store, job, part, parts), chosen)
-    for tables in _grouped(tables_of_parts, _PARTS_PER_ROW_GROUP):
+    tables_of_parts = in_parallel(lambda part: _read_again(store, job, part, parts), chosen)
+    for tables in grouped(tables_of_parts, _PARTS_PER_ROW_GROUP):
         alive()
         merged.write(pa.concat_tables([table.cast(schema) for table in tables]))
     return merged.finish()
@@ -273,8 +217,14 @@ def _read_again(store: Store, job: JobFile, part: Part, parts: list[Part]) -> pa
         return read_part(store.get(part.path))
     except DamagedFileError:
         find_part(store, job, part.batch)  # which sets it aside
-        others = (other.counts for other in parts if other is not part)
-        raise MissingPartsError(job.id, [part.batch], _sum(others)) from None
+        others = [other for other in parts if other is not part]
+        raise MissingPartsError(job.id, [part.batch], _counted(job, others)) from None
+
+
+def _counted(job: JobFile, parts: list[Part]) -> PartCounts:
+    """What the ledger counts while a job runs: the rows of its parts, and all that a retry carried over."""
+    carried = [PartCounts(**job.retry.carried.model_dump())] if job.retry else []
+    return PartCounts.sum([*carried, *(part.counts.generated for part in parts)])
 
 
 def _publish_manifest(
@@ -302,30 +252,9 @@ def _publish_manifest(
             "repeated_rows": counts.repeated_rows,
         },
         "errors": counts.errors,
+        **({"retry": job.retry.model_dump(mode="json")} if job.retry else {}),
         "batches": job.batches,
         "files": files,
         "schema": str(result_schema(job.columns)),
     }
     store.put_if_absent(layout.manifest_file(job.id), orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n")
-
-
-def _sum(all_counts: Iterable[PartCounts]) -> PartCounts:
-    totals: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-    for counts in all_counts:
-        errors.update(counts.errors)
-        totals.update({name: value for name, value in counts.to_json().items() if name != "errors"})
-    return PartCounts(**totals, errors=dict(errors))
-
-
-def _in_parallel(function: Callable[[_Item], _Answer], items: Iterable[_Item]) -> Iterator[_Answer]:
-    """``function`` of each item, in order: a remote store takes many small reads at once as fast as one."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        for group in _grouped(items, _PARTS_PER_ROW_GROUP):
-            yield from pool.map(function, group)
-
-
-def _grouped(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
-        yield group

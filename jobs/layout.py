@@ -8,9 +8,12 @@ STORE_FILE = "_promptmill.json"
 LOCAL_FILE = "_local.json"
 JOBS = "jobs"
 STAGES = "data"
+RESULTS = "results"
 
 #: The ids that jobs/spec.py allows. Anything else in that folder is not ours, and no reason to stop.
 _JOB = re.compile(rf"{JOBS}/([A-Za-z0-9_-]{{1,56}})\.json")
+_WISH = re.compile(rf"{JOBS}/([A-Za-z0-9_-]{{1,56}})\.(cancel|expired|pin|deleted)\.json")
+_RESULT = re.compile(r"results/job_id=([A-Za-z0-9_-]{1,56})/.*")
 _PART = re.compile(r"part-(\d{5,})(?:\.(\d+))?\.parquet")
 
 
@@ -45,6 +48,18 @@ def job_of_file(path: str) -> str | None:
     return match[1] if match else None
 
 
+def mark_of_file(path: str) -> tuple[str, str] | None:
+    """``(job, kind)`` of what lies beside a job's record: cancel, expired, pin or deleted; None for any other file."""
+    match = _WISH.fullmatch(path)
+    return (match[1], match[2]) if match else None
+
+
+def job_of_result(path: str) -> str | None:
+    """The job whose dataset ``path`` belongs to, None for any other file."""
+    match = _RESULT.fullmatch(path)
+    return match[1] if match else None
+
+
 def stage_prefix(stage: str) -> str:
     return f"data/{stage}"
 
@@ -59,6 +74,20 @@ def stage_of(path: str) -> str | None:
 def input_batch(stage: str, batch: int) -> str:
     """The input batch file: rendered requests and the source's own columns."""
     return f"data/{stage}/input/batch-{batch:05d}.parquet"
+
+
+def carried_prefix(stage: str) -> str:
+    return f"data/{stage}/carried"
+
+
+def carried_batch(stage: str, batch: int) -> str:
+    """Beside the input of a retry's batch: the result rows that are carried over."""
+    return f"data/{stage}/carried/batch-{batch:05d}.parquet"
+
+
+def is_working_file(path: str) -> bool:
+    """Whether ``path`` is of those that a job needs only until its dataset is whole: a part, or carried rows."""
+    return batch_of_part(path) is not None or path.split("/")[2:3] == ["carried"]
 
 
 def parts_prefix(stage: str) -> str:

@@ -71,3 +71,9 @@ def list_parts(store: Store, stage: str) -> dict[int, str]:
         if batch not in newest or generation > newest[batch][0]:
             newest[batch] = (generation, item.path)
     return {batch: path for batch, (_, path) in sorted(newest.items())}
+
+
+def working_files(store: Store, stage: str) -> list[str]:
+    """What a job needs only until its dataset is whole: its parts, and the rows that a retry carried over."""
+    carried = [item.path for item in store.list(layout.carried_prefix(stage))]
+    return [*list_parts(store, stage).values(), *carried]

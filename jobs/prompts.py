@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +43,25 @@ class Prompt:
     sampling: SamplingParams
     error_code: str | None = None
     error_message: str | None = None
+    #: Of a retry, the samples to generate; None: all.
+    chosen: tuple[int, ...] | None = None
+
+    @property
+    def samples(self) -> Sequence[int]:
+        """The samples to generate: all ``n``, but for retries."""
+        return range(self.sampling.n) if self.chosen is None else self.chosen
 
 
 @dataclass(frozen=True, slots=True)
 class InputBatch:
-    """A batch's rows, and the source's own columns as staged (names without the prefix)."""
+    """A batch's rows to generate, and the source's own columns as staged (names without the prefix).
+
+    The batch of a retry has only the prompts of which a sample is to be generated, and the result rows of the others.
+    """
 
     prompts: list[Prompt]
     columns: pa.Table
+    carried: pa.Table | None = None
 
 
 def write_batch(table: pa.Table) -> bytes:

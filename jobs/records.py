@@ -18,14 +18,20 @@ def read_job(store: Store, job: str) -> JobFile:
     try:
         record = JobFile.from_bytes(store.get(path))
     except NotFoundError:
+        deleted = " any more: it was deleted" if is_deleted(store, job) else ""
         raise UnknownJobError(
-            f"no job {job!r} in the store {store.uri}; `promptmill list` shows the jobs there are"
+            f"no job {job!r} in the store {store.uri}{deleted}; `promptmill list` shows the jobs there are"
         ) from None
     except ValueError as error:
         raise DamagedFileError(f"{store.locate(path)} is no job file that this program reads: {error}") from error
     if record.id != job:
         raise DamagedFileError(f"{store.locate(path)} is the record of another job, {record.id!r}")
     return record
+
+
+def is_deleted(store: Store, job: str) -> bool:
+    """Whether ``job`` was deleted: its id is not used again."""
+    return store.exists(layout.tombstone_file(job))
 
 
 def job_ids(store: Store) -> Iterator[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -76,6 +77,10 @@ class ResultRow:
     repeated: bool = False
 
 
+#: The name in PartCounts, the ledger and the manifest of each row status.
+STATUS_COUNTS = {"ok": "completed", "error": "failed", "cancelled": "cancelled", "expired": "expired"}
+
+
 @dataclass(frozen=True, slots=True)
 class PartCounts:
     """What a part holds, in result rows and tokens, and what it cost. It travels in the part's footer."""
@@ -91,6 +96,8 @@ class PartCounts:
     computed_prompt_tokens: int = 0
     shared_prompt_tokens: int = 0
     repeated_rows: int = 0
+    #: Of these rows those that a retry carried over.
+    carried: PartCounts | None = None
 
     @property
     def rows(self) -> int:
@@ -113,8 +120,43 @@ class PartCounts:
             repeated_rows=sum(row.repeated for row in rows),
         )
 
+    @classmethod
+    def of_table(cls, rows: pa.Table) -> PartCounts:
+        """Of result rows that another job has generated: what they cost is not known any more."""
+        table = rows.select(["sample_index", "status", "error_code", "prompt_tokens", "completion_tokens"])
+        return cls.of([ResultRow(0, row.pop("sample_index"), None, **row) for row in table.to_pylist()])
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> PartCounts:
+        """A later version may count more. Raises TypeError, AttributeError."""
+        known = {name: found[name] for name in found if name in cls.__dataclass_fields__}
+        carried = known.pop("carried", None)
+        return cls(**known, carried=None if carried is None else cls.from_json(carried))
+
+    @classmethod
+    def sum(cls, all_counts: Iterable[PartCounts]) -> PartCounts:
+        """All rows together; which of them were carried over is not kept."""
+        totals: Counter[str] = Counter()
+        errors: Counter[str] = Counter()
+        for counts in all_counts:
+            errors.update(counts.errors)
+            totals.update({name: getattr(counts, name) for name in _NUMBERS})
+        return cls(**{name: totals[name] for name in _NUMBERS}, errors=dict(errors))  # type: ignore[arg-type]
+
+    @property
+    def generated(self) -> PartCounts:
+        """Without the rows that were carried over."""
+        if self.carried is None:
+            return self
+        numbers = {name: getattr(self, name) - getattr(self.carried, name) for name in _NUMBERS}
+        return PartCounts(**numbers, errors=dict(Counter(self.errors) - Counter(self.carried.errors)))
+
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        found = {name: getattr(self, name) for name in (*_NUMBERS, "errors")}
+        return found if self.carried is None else {**found, "carried": self.carried.to_json()}
+
+
+_NUMBERS = tuple(name for name, item in PartCounts.__dataclass_fields__.items() if item.type == "int")
 
 
 def result_schema(columns: tuple[Column, ...]) -> pa.Schema:
@@ -151,11 +193,14 @@ def encode_arrow_type(data_type: pa.DataType) -> str:
     return base64.b64encode(pa.schema([pa.field("c", data_type)]).serialize().to_pybytes()).decode()
 
 
-def write_part(rows: list[ResultRow], own: pa.Table, columns: tuple[Column, ...], first_row: int) -> bytes:
+def write_part(
+    rows: list[ResultRow], own: pa.Table, columns: tuple[Column, ...], first_row: int, carried: pa.Table | None = None
+) -> bytes:
     """The Parquet bytes of a part.
 
     ``rows`` are sorted here by (row_index, sample_index); ``own`` holds the batch's source columns as
-    staged, one row for each prompt, the first of which has row_index ``first_row``.
+    staged, one row for each prompt, the first of which has row_index ``first_row``. ``carried`` are result rows of a
+    retry that stay as they are.
     """
     rows = sorted(rows, key=lambda row: (row.row_index, row.sample_index))
     schema = result_schema(columns)
@@ -167,8 +212,13 @@ def write_part(rows: list[ResultRow], own: pa.Table, columns: tuple[Column, ...]
         else:  # the column first appears in a later batch, or the input is lost
             arrays.append(pa.array([None] * len(rows), arrow_type(column)))
     table = pa.table(arrays, schema=schema)
-    counts = orjson.dumps(PartCounts.of(rows).to_json())
-    return to_parquet(table.replace_schema_metadata({_COUNTS_KEY: counts}))
+    counts = PartCounts.of(rows)
+    if carried is not None:
+        table = pa.concat_tables([table, carried.cast(schema)])
+        table = table.sort_by([("row_index", "ascending"), ("sample_index", "ascending")])
+        of_carried = PartCounts.of_table(carried)
+        counts = replace(PartCounts.sum([counts, of_carried]), carried=of_carried)
+    return to_parquet(table.replace_schema_metadata({_COUNTS_KEY: orjson.dumps(counts.to_json())}))
 
 
 def read_row_count(content: bytes) -> int:
@@ -195,12 +245,10 @@ def part_counts(content: bytes) -> PartCounts:
     """The counts in a part's footer. Raises DamagedFileError."""
     try:
         metadata = open_parquet(content).metadata.metadata or {}
-        found = orjson.loads(metadata[_COUNTS_KEY])
-        # A later version may count more.
-        return PartCounts(**{name: found[name] for name in found if name in PartCounts.__dataclass_fields__})
+        return PartCounts.from_json(orjson.loads(metadata[_COUNTS_KEY]))
     except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
         raise
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"the part's footer cannot be read: {error}") from error
 
 

@@ -26,7 +26,9 @@ from jobs.errors import InputError
 JOB_VERSION = 2
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@+-]{1,200}")
-_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,56}")
+#: Characters of a job's id at most.
+MAX_JOB_ID = 56
+_JOB_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_JOB_ID}}}")
 
 #: int64: what a seed column of the results can hold.
 MAX_SEED = 2**63 - 1
@@ -167,6 +169,37 @@ class Column(_Frozen):
     arrow: str | None = None
 
 
+class CarriedCounts(_Frozen):
+    """The result rows that a retry took over, and their tokens: as in PartCounts."""
+
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    errors: dict[str, int] = {}
+
+    @property
+    def rows(self) -> int:
+        return self.completed + self.failed + self.cancelled + self.expired
+
+
+class Retry(_Frozen):
+    """Where the rows of a retry come from: those that it generates again and those that it carried over."""
+
+    #: The job whose rows these are, and the first job of the line of retries.
+    parent: str
+    root: str
+    #: The row statuses that are generated again.
+    statuses: Annotated[tuple[Literal["error", "cancelled", "expired"], ...], Field(strict=False)]
+    #: Result rows to generate.
+    retried: int
+    carried: CarriedCounts
+    #: Batches with rows to generate; the others were accepted with their parts.
+    batches: int
+
+
 class JobFile(_Frozen):
     """``jobs/<job>.json``: put once, never changed. That it exists is the acceptance of the job."""
 
@@ -183,10 +216,31 @@ class JobFile(_Frozen):
     batches: int
     #: Rows that --skip-invalid let through as error rows.
     invalid: int = 0
-    #: The sum of ``max_tokens`` x ``n`` over all rows: what fair sharing charges.
+    #: The sum of ``max_tokens`` over all samples to generate: what fair sharing charges.
     max_tokens_total: int
     columns: tuple[Column, ...] = Field(default=(), strict=False)
     producer_version: str = ""
+    #: None for a job that is no retry.
+    retry: Retry | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what only retries have: other jobs keep their bytes."""
+        content: dict[str, Any] = serialize(self)
+        if self.retry is None:
+            del content["retry"]
+        return content
+
+    @property
+    def seed_root(self) -> str:
+        """The job by whose id default seeds are keyed: a row that is tried again has the seed that it had."""
+        return self.id if self.retry is None else self.retry.root
+
+    @property
+    def batch_cost(self) -> float:
+        """What fair sharing charges for a batch: its tokens at most, on average over those that will be claimed."""
+        batches = self.batches if self.retry is None else self.retry.batches
+        return max(self.max_tokens_total / max(batches, 1), 1.0)
 
     def batch_rows(self, batch: int) -> range:
         """The row indexes of a batch: all are full but the last."""
@@ -294,6 +348,8 @@ class JobStatus(_Frozen):
     errors: dict[str, int] = {}
     #: Why a job paused itself, failed, or waits for weights that no live worker has; None otherwise.
     reason: str | None = None
+    #: Where the rows of a retry come from; None for other jobs.
+    retry: Retry | None = None
     store: str
     results: str | None = None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timedelta
 
+from jobs.deletion import remove_leftovers
 from jobs.errors import DamagedFileError, UnknownJobError
-from jobs.layout import STAGES, batch_of_part, stage_of
-from jobs.parts import list_parts
+from jobs.layout import STAGES, is_working_file, stage_of
+from jobs.parts import working_files
 from jobs.records import has_ended, job_ids, read_job
 from jobs.store import Store
 
@@ -24,6 +25,7 @@ def clean_up(store: Store, now: datetime) -> None:
     """Remove all that is left behind. Raises StoreUnavailableError."""
     remove_abandoned(store, now)
     remove_ended_parts(store)
+    remove_leftovers(store)
     store.remove_unfinished(now - _UNFINISHED_AFTER)
 
 
@@ -32,7 +34,7 @@ def remove_ended_parts(store: Store) -> list[str]:
 
     A job whose record cannot be read keeps its parts. Raises StoreUnavailableError.
     """
-    left = {stage_of(item.path) for item in store.list(STAGES) if batch_of_part(item.path)}
+    left = {stage_of(item.path) for item in store.list(STAGES) if is_working_file(item.path)}
     jobs = []
     for job in job_ids(store) if left else ():
         try:
@@ -40,7 +42,7 @@ def remove_ended_parts(store: Store) -> list[str]:
         except (DamagedFileError, UnknownJobError):
             continue
         if stage in left and has_ended(store, job):
-            store.delete(list_parts(store, stage).values())
+            store.delete(working_files(store, stage))
             _log.info("job %s: parts that its finalizer left behind are removed", job)
             jobs.append(job)
     return jobs

@@ -183,6 +183,15 @@ class Store:
                 with attempt, contextlib.suppress(NotFoundError):
                     self._call(obstore.delete, path)
 
+    def remove_empty_folders(self, prefix: str) -> None:
+        """Remove the folder ``prefix`` and those in it as far as they are empty: only a local disk has any."""
+        if self._root is None:
+            return
+        folder = self._root / prefix
+        for path in [*sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True), folder]:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
     def remove_unfinished(self, before: datetime) -> None:
         """Remove what writers left that were killed in the middle of a file, last touched ``before`` then.
 

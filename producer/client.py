@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
+from jobs.deletion import delete_job
 from jobs.errors import InputError, JobNotCompletedError
 from jobs.settings import Settings
 from jobs.spec import JobSpec, JobStatus, SamplingParams, Status, split_model, validated
 from producer.connection import Connection
 from producer.results import open_dataset
+from producer.retry import retry
 from producer.rows import RowOptions
 from producer.sources import Source, open_source, rows_source, table_source
 from producer.status import job_status, list_jobs
@@ -60,6 +62,18 @@ class Job:
     def cancel(self) -> JobStatus:
         """Stop the job; finished rows stay in its results."""
         return cancel_job(self._connection, self.id)
+
+    def retry(self, *, cancelled: bool = False, expired: bool = False, again: bool = False) -> Job:
+        """A new job that generates the failed rows again and has the others as they are; this one, if there are none.
+
+        With ``cancelled`` and ``expired`` those rows too. Raises InputError while the job has not ended.
+        """
+        done = retry(self._connection, self.id, cancelled=cancelled, expired=expired, again=again)
+        return Job(self._connection, done.job.id) if done.job else self
+
+    def delete(self) -> None:
+        """Remove the job, its results and all its files, for good. Raises UnavailableError."""
+        delete_job(self._connection.store, self.id, self._connection.ledger.forget)
 
     def results(self) -> ds.Dataset:
         """The dataset. Raises JobNotCompletedError while the job has not ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,10 +17,10 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
 from jobs import layout
-from jobs.errors import InputError, JobNotCompletedError
+from jobs.errors import DamagedFileError, InputError, JobNotCompletedError, NotFoundError
 from jobs.parquet import open_parquet
 from jobs.parts import list_parts
-from jobs.records import has_ended, read_job
+from jobs.records import has_ended, read_job, read_manifest
 from jobs.results import read_part, result_schema
 from jobs.spec import JobFile
 from jobs.store import Store
@@ -80,6 +81,23 @@ def _result_tables(store: Store, record: JobFile) -> Iterator[pa.Table]:
         file = open_parquet(store.get(path))
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, use_threads=False)
+
+
+def read_published(store: Store, record: JobFile) -> Iterator[pa.Table]:
+    """The rows of an ended job, each file verified first against its manifest. Raises DamagedFileError."""
+    manifest: dict[str, Any] = read_manifest(store, record.id) or {}
+    schema = result_schema(record.columns)
+    for entry in manifest.get("files", []):
+        path = f"{layout.results_prefix(record.id)}/{entry['path']}"
+        try:
+            content = store.get(path)
+        except NotFoundError as error:
+            raise DamagedFileError(f"{error}: the dataset of job {record.id} is not whole") from error
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise DamagedFileError(f"{store.locate(path)} is not what its manifest says: it was damaged or changed")
+        file = open_parquet(content)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, use_threads=False).cast(schema)
 
 
 def head(batches: Iterator[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:

@@ -67,7 +67,10 @@ def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
     except RedisUnavailableError as error:
         _log.warning("only ended jobs can be shown: %s", error)
         look_up = ended_status
-    for job in job_ids(connection.store):
+    # Listed after the ledger was asked, which may know some that were deleted while it was away.
+    there = list(job_ids(connection.store))
+    found = {job: found[job] for job in there if job in found}
+    for job in there:
         if job in found:
             continue
         try:
@@ -143,6 +146,7 @@ def _of_state(connection: Connection, state: JobState, workers: list[WorkerInfo]
         eta_s=_eta(state),
         errors=state.errors,
         reason=_reason(state, workers),
+        retry=state.retry,
         store=connection.store.uri,
         results=_results(connection, state.id) if state.status.ended and state.status is not Status.FAILED else None,
     )
@@ -176,6 +180,7 @@ def _of_manifest(connection: Connection, record: JobFile, manifest: dict[str, ob
             "batches": {"total": record.batches, "done": record.batches, "running": 0},
             "tokens": manifest["tokens"],
             "errors": manifest["errors"],
+            "retry": record.retry,
             "store": connection.store.uri,
             "results": _results(connection, record.id),
         },

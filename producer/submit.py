@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs import __version__, layout
-from jobs.errors import JobConflictError, NotFoundError
-from jobs.records import has_ended, read_job
+from jobs.errors import JobConflictError, UnknownJobError
+from jobs.records import has_ended, is_deleted, read_job
 from jobs.recover import recover_if_needed, recover_job
 from jobs.spec import JobFile, JobSpec, check_job_id, default_job_id, now
 from jobs.store import Store
@@ -155,7 +155,10 @@ def _accept(store: Store, staged: JobFile, job_id: str | None, again: bool) -> t
     attempt = 1
     while True:
         name = first if attempt == 1 else f"{first}-{attempt}"
-        found = _put_job(store, staged.model_copy(update={"id": check_job_id(name)}))
+        if again and is_deleted(store, check_job_id(name)):
+            attempt += 1
+            continue
+        found = put_job(store, staged.model_copy(update={"id": check_job_id(name)}))
         if found is None:
             return staged.model_copy(update={"id": name}), False
         if found.stage == staged.stage:  # our own put, whose answer was lost and which was then repeated
@@ -167,13 +170,15 @@ def _accept(store: Store, staged: JobFile, job_id: str | None, again: bool) -> t
         attempt += 1
 
 
-def _put_job(store: Store, job: JobFile) -> JobFile | None:
+def put_job(store: Store, job: JobFile) -> JobFile | None:
     """Accept ``job``; None if that was done, else the job that has its id already. Raises JobConflictError."""
-    if store.exists(layout.tombstone_file(job.id)):
-        raise JobConflictError(f"job id {job.id!r} was used by a job that is deleted: choose another --job-id")
+    if is_deleted(store, job.id):
+        raise JobConflictError(
+            f"job id {job.id!r} was used by a job that is deleted: choose another --job-id, or give --again"
+        )
     if store.put_if_absent(layout.job_file(job.id), job.to_bytes()):
         return None
     try:
         return read_job(store, job.id)
-    except NotFoundError:
+    except UnknownJobError:
         raise JobConflictError(f"job {job.id!r} is being deleted: try again, or choose another --job-id") from None

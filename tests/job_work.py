@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -131,3 +134,35 @@ def do_batches(store: Store, ledger: Ledger, job: JobFile, count: int) -> list[i
         ledger.finish(job.id, claim.batch, claim.token, part.counts)
         done.append(claim.batch)
     return done
+
+
+class Death(Exception):
+    """The end of a process."""
+
+
+class MortalStore(Store):
+    """The files of another store; whoever uses it dies at the ``deadly``-th change, before or after it is made."""
+
+    def __init__(self, other: Store, deadly: int, *, after: bool) -> None:
+        super().__init__(other._backend, other.uri, other.root)
+        self._deadly, self._after = deadly, after
+        #: Changes have a number each, for many threads make them.
+        self._changes = itertools.count(1)
+
+    def put_if_absent(self, path: str, content: bytes) -> bool:
+        with self._change():
+            return super().put_if_absent(path, content)
+
+    def delete(self, paths: list[str]) -> None:
+        for path in paths:
+            with self._change():
+                super().delete([path])
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        dies = next(self._changes) == self._deadly
+        if dies and not self._after:
+            raise Death
+        yield
+        if dies:
+            raise Death

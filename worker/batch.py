@@ -16,6 +16,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from jobs.deletion import clear_if_deleted
 from jobs.ending import end_job
 from jobs.errors import DamagedFileError, LeaseLostError, StoreUnavailableError, UnavailableError, UnknownJobError
 from jobs.ledger import FINALIZE, Claim, LeaseState, Release
@@ -109,6 +110,8 @@ def _fail_job(worker: WorkerContext, claim: Claim, error: Exception) -> None:
         worker.store.require()
     except UnavailableError as away:
         _hand_back(worker, claim, away)
+        return
+    if isinstance(error, UnknownJobError) and clear_if_deleted(worker.store, claim.job, worker.ledger.forget):
         return
     _log.error("job %s cannot go on: %s", claim.job, error)
     worker.ledger.fail(claim.job, str(error))

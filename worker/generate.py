@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from jobs.errors import DamagedFileError, LeaseLostError
-from jobs.finalize import lost_batch, read_input
+from jobs.inputs import lost_batch, read_input
 from jobs.ledger import Claim, LeaseState
 from jobs.prompts import InputBatch, Prompt
 from jobs.results import ResultRow, write_part
@@ -43,10 +43,10 @@ def generate(
         source = read_input(worker.store, job, claim.batch)
     except DamagedFileError as error:
         worker.store.require()
-        return lost_batch(job, claim.batch, str(error))
+        return lost_batch(worker.store, job, claim.batch, str(error))
     rows = _run(worker, job, claim, source, lease, submitted)
     _sign(worker, job, claim, rows)
-    return write_part(rows, source.columns, job.columns, job.batch_rows(claim.batch).start)
+    return write_part(rows, source.columns, job.columns, job.batch_rows(claim.batch).start, source.carried)
 
 
 def failed_batch(worker: WorkerContext, job: JobFile, claim: Claim, message: str) -> bytes:
@@ -55,14 +55,14 @@ def failed_batch(worker: WorkerContext, job: JobFile, claim: Claim, message: str
     rows = [
         _failed(ResultRow(prompt.row_index, sample, prompt.custom_id, "error"), RowError.INTERNAL_ERROR, message)
         for prompt in source.prompts
-        for sample in range(prompt.sampling.n)
+        for sample in prompt.samples
     ]
     _sign(worker, job, claim, rows)
     first = job.batch_rows(claim.batch).start
     try:
-        return write_part(rows, source.columns, job.columns, first)
+        return write_part(rows, source.columns, job.columns, first, source.carried)
     except pa.ArrowException:
-        return write_part(rows, pa.table({}), job.columns, first)
+        return write_part(rows, pa.table({}), job.columns, first, source.carried)
 
 
 def _sign(worker: WorkerContext, job: JobFile, claim: Claim, rows: list[ResultRow]) -> None:
@@ -148,9 +148,9 @@ def _submit(worker: WorkerContext, job: JobFile, prompts: Iterable[Prompt], leas
                 ids = encode(worker, prompt)
             except TokenizeError as error:
                 code, message = str(error.code), str(error)
-        for sample in range(prompt.sampling.n):
+        for sample in prompt.samples:
             given = prompt.sampling.seed
-            seed = given if given is not None else default_seed(job.id, prompt.row_index, sample)
+            seed = given if given is not None else default_seed(job.seed_root, prompt.row_index, sample)
             future = None
             if code is None:
                 request = Request(job.id, ids, prompt.sampling, seed, sample)

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from jobs.errors import InputError
-from jobs.results import PartCounts
+from jobs.results import STATUS_COUNTS, PartCounts
 from worker.context import WorkerContext
 from worker.engine.request import EngineStats
 
@@ -22,14 +22,9 @@ _BATCH_SECONDS = Histogram(
 
 
 def observe_batch(model: str, counts: PartCounts, seconds: float) -> None:
-    """Count one committed batch."""
-    for status, rows in (
-        ("ok", counts.completed),
-        ("error", counts.failed),
-        ("cancelled", counts.cancelled),
-        ("expired", counts.expired),
-    ):
-        _ROWS.labels(model, status).inc(rows)
+    """Count one committed batch; rows that a retry carried over are another job's."""
+    for status, name in STATUS_COUNTS.items():
+        _ROWS.labels(model, status).inc(getattr(counts.generated, name))
     _BATCH_SECONDS.observe(seconds)
 
 

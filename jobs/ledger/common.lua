@@ -160,9 +160,12 @@ end
 
 -- The first sign of work on a job: from here its rate is measured.
 local function start(job)
-  if call('HSETNX', key('job', job), 'started_at', num(now)) == 1 then
-    set(job, 'a_at', num(now), 'a_rows', 0, 'a_tokens', 0, 'b_at', num(now), 'b_rows', 0, 'b_tokens', 0)
-  end
+  if call('HSETNX', key('job', job), 'started_at', num(now)) == 0 then return end
+  -- A retry begins with the rows that it carried over.
+  local completed, failed, cancelled, expired, prompt, completion =
+    get(job, 'completed', 'failed', 'cancelled', 'expired', 'prompt_tokens', 'completion_tokens')
+  local rows, tokens = completed + failed + cancelled + expired, prompt + completion
+  set(job, 'a_at', num(now), 'a_rows', rows, 'a_tokens', tokens, 'b_at', num(now), 'b_rows', rows, 'b_tokens', tokens)
 end
 
 -- Two marks (time, rows, tokens): the rate is what came since the older one, a; b takes its place once it is

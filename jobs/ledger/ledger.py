@@ -21,7 +21,7 @@ from jobs.ledger import connection, keys, replies
 from jobs.ledger.model import Beat, Claim, Finished, JobState, LeaseState, Release, Sweep, WorkerInfo
 from jobs.ledger.replies import text
 from jobs.results import PartCounts
-from jobs.spec import JobFile, Status
+from jobs.spec import JobFile, Retry, Status
 
 _T = TypeVar("_T")
 
@@ -70,26 +70,30 @@ class Ledger:
             "labels": json.dumps(spec.labels),
             "total": job.result_rows,
             "batches": job.batches,
-            "cost": max(job.max_tokens_total / max(job.batches, 1), 1.0),
+            "cost": job.batch_cost,
             "max_error_rate": spec.max_error_rate,
             **({"fingerprint": fingerprint} if fingerprint else {}),
+            **(_carried(job.retry) if job.retry else {}),
         }
         flat = [item for pair in fields.items() for item in pair]
-        reply = self._scripts.run_twice("accept", job.id, _seconds(job.created_at), _seconds(spec.deadline), *flat)
+        errors = json.dumps(job.retry.carried.errors if job.retry else {})
+        times = _seconds(job.created_at), _seconds(spec.deadline)
+        reply = self._scripts.run_twice("accept", job.id, *times, errors, *flat)
         return bool(reply)
 
     def restore(self, job: JobFile, done: dict[int, PartCounts], fingerprint: str | None = None) -> None:
         """Lists the job if it is unknown, and marks ``done`` the batches whose parts are in the store.
 
         A job that no worker has begun is pinned to the weights ``fingerprint``. Merges: what the ledger knows of
-        the job stays, a batch that is done already is not counted again.
+        the job stays, a batch that is done already is not counted again. Rows that a retry carried over are counted
+        from its acceptance on.
         """
         pin = fingerprint or ""
         # Asked first: a Redis without memory refuses to accept, yet can note what is done.
         if self._scripts.run_twice("restore", job.id, pin) is None:
             self._accept(job, fingerprint)
         for chunk in _chunks(iter(done.items())):
-            flat = [item for batch, counts in chunk for item in (batch, json.dumps(counts.to_json()))]
+            flat = [item for batch, counts in chunk for item in (batch, _generated(counts))]
             self._scripts.run_twice("restore", job.id, pin, *flat)
 
     def done(self, job: str) -> set[int]:
@@ -201,7 +205,7 @@ class Ledger:
         Raises UnknownJobError where the ledger does not know the job: recover it from the store.
         """
         del token
-        reply = self._scripts.run_twice("finish", job, batch, json.dumps(counts.to_json()))
+        reply = self._scripts.run_twice("finish", job, batch, _generated(counts))
         if reply[0] == -1:
             raise _unknown(job)
         if reply[0] == -2:
@@ -367,6 +371,17 @@ class Ledger:
 
 def _unknown(job: str) -> UnknownJobError:
     return UnknownJobError(f"no job {job} is known here: `promptmill list` shows the jobs of this store")
+
+
+def _carried(retry: Retry) -> dict[str, Any]:
+    """The fields of a retry. What it carried over is done, and was judged in the job that generated it."""
+    counts = retry.carried.model_dump(exclude={"errors"})
+    base = {"base_completed": retry.carried.completed, "base_failed": retry.carried.failed}
+    return {**counts, **base, "retry": retry.model_dump_json()}
+
+
+def _generated(counts: PartCounts) -> str:
+    return json.dumps(counts.generated.to_json())
 
 
 def _seconds(moment: datetime | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from jobs.spec import Status
+from jobs.spec import Retry, Status
 
 #: The two kinds of work that a claim hands out.
 BATCH = "batch"
@@ -145,3 +145,5 @@ class JobState:
     running_tokens: int = 0
     #: The weights that a live job was begun with; None before its first claim.
     fingerprint: str | None = None
+    #: Where the rows of a retry come from.
+    retry: Retry | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from jobs.ledger.model import Claim, JobState, WorkerInfo
-from jobs.spec import Status
+from jobs.spec import Retry, Status
 
 #: Seconds without a finished batch after which a job's rate is 0.
 RATE_IDLE_S = 120.0
@@ -76,6 +76,7 @@ def job_state(job: str, now: float, reply: list[Any]) -> JobState | None:
         reason=fields.get("reason"),
         errors=errors,
         fingerprint=fields.get("fingerprint"),
+        retry=Retry.model_validate_json(fields["retry"]) if "retry" in fields else None,
         running_rows=sum(int(lease[2]) for lease in running),
         running_tokens=sum(int(lease[3]) for lease in running),
     )

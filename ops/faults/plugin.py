@@ -41,6 +41,7 @@ from jobs.store import Store
 #: A put into the store by what it puts.
 _PUTS = {
     "input": re.compile(r"data/[^/]+/input/.*"),
+    "carried": re.compile(r"data/[^/]+/carried/.*"),
     "job": re.compile(r"jobs/[^./]+\.json"),
     "pin": re.compile(r"jobs/.*\.pin\.json"),
     "part": re.compile(r"data/[^/]+/parts/.*\.parquet"),
@@ -64,7 +65,10 @@ PRODUCER_POINTS = (
     "before send", "after send",
 )  # fmt: skip
 
-POINTS = WORKER_POINTS + PRODUCER_POINTS
+#: And one that retries, where it does not what a submit does too.
+RETRY_POINTS = ("before put carried", "after put carried", "before restore", "after restore")
+
+POINTS = WORKER_POINTS + PRODUCER_POINTS + RETRY_POINTS
 
 
 class _Faults:
@@ -101,6 +105,7 @@ def install() -> None:
     _wrap(Ledger, "finish", faults, lambda *_: "finish")
     _wrap(Ledger, "finalized", faults, lambda *_: "finalized")
     _wrap(Ledger, "accept", faults, lambda *_: "accept")
+    _wrap(Ledger, "restore", faults, lambda *_: "restore")
     _wrap(Permits, "send", faults, lambda *_: "send")
     _wrap_claims(faults)
     _wrap_rows(faults)

@@ -183,7 +183,7 @@ class JobFlags:
             "chat": prompts.chat,
             "system": prompts.system,
             "priority": self.priority,
-            "labels": dict(_label(text) for text in self.label or ()),
+            "labels": dict(parse_label(text) for text in self.label or ()),
             "deadline": parse_deadline(self.deadline) if self.deadline is not None else None,
             "batch_size": self.batch_size,
             "max_error_rate": self.max_error_rate,
@@ -196,21 +196,31 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 def parse_deadline(text: str) -> datetime:
     """``90s``, ``30m``, ``6h``, ``2d`` from now, or an ISO 8601 time with its zone. Raises InputError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
-    try:
-        when = (
-            now() + timedelta(**{_UNITS[match[2]]: float(match[1])}) if match else datetime.fromisoformat(text.strip())
-        )
-    except (ValueError, OverflowError):
-        raise InputError(f"--deadline {text!r}: use 90s, 30m, 6h, 2d or a time like 2030-01-31T18:00:00Z") from None
-    if when.tzinfo is None:
-        raise InputError(f"--deadline {text!r}: the time lacks its zone; add Z or +01:00")
+    when = _time("--deadline", text, 1)
     if when <= now():
         raise InputError(f"--deadline {text!r} has already passed")
     return when
 
 
-def _label(text: str) -> tuple[str, str]:
+def parse_since(text: str) -> datetime:
+    """``90s``, ``30m``, ``6h``, ``2d`` ago, or an ISO 8601 time with its zone. Raises InputError."""
+    return _time("--since", text, -1)
+
+
+def _time(flag: str, text: str, direction: int) -> datetime:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    try:
+        if match:
+            return now() + direction * timedelta(**{_UNITS[match[2]]: float(match[1])})
+        when = datetime.fromisoformat(text.strip())
+    except (ValueError, OverflowError):
+        raise InputError(f"{flag} {text!r}: use 90s, 30m, 6h, 2d or a time like 2030-01-31T18:00:00Z") from None
+    if when.tzinfo is None:
+        raise InputError(f"{flag} {text!r}: the time lacks its zone; add Z or +01:00")
+    return when
+
+
+def parse_label(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise InputError(f"--label {text!r}: use KEY=VALUE")

@@ -8,15 +8,16 @@ from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.console import json_out
 from jobs.errors import ForeignStoreError, RedisUnavailableError, UnknownJobError
 from jobs.records import job_ids, read_job
 from jobs.recover import recover_all, recover_job
-from jobs.spec import JobStatus
-from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, with_flags
-from producer.cli.text import print_table, say, status_text
+from jobs.spec import JobStatus, Status
+from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, parse_label, parse_since, with_flags
+from producer.cli.text import labels_text, print_table, say, status_text
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
 from producer.status import job_status, list_jobs, the_live_job
@@ -28,7 +29,7 @@ _EXAMPLE = "Example: promptmill {}"
 def add_commands(app: typer.Typer) -> None:
     for name, command, example in (
         ("status", status_command, "status job-0123456789abcdef --json"),
-        ("list", list_command, "list"),
+        ("list", list_command, "list --status in_progress --label team=shop"),
         ("watch", watch_command, "watch job-0123456789abcdef"),
         ("cancel", cancel_command, "cancel job-0123456789abcdef"),
         ("pause", pause_command, "pause job-0123456789abcdef"),
@@ -47,13 +48,13 @@ def opened(place: PlaceFlags, job: str | None = None) -> Iterator[Connection]:
     connection = Connection(place.settings())
     try:
         if job is not None:
-            _check_known(connection, job)
+            check_known(connection, job)
         yield connection
     finally:
         connection.close()
 
 
-def _check_known(connection: Connection, job: str) -> None:
+def check_known(connection: Connection, job: str) -> None:
     """Raises UnknownJobError, or ForeignStoreError where this Redis works for other stores alone."""
     try:
         read_job(connection.store, job)
@@ -77,24 +78,60 @@ def status_command(job: JobArgument, place: PlaceFlags, as_json: JsonFlag = Fals
 
 
 @with_flags(place=PlaceFlags)
-def list_command(place: PlaceFlags, as_json: JsonFlag = False) -> None:
-    """All jobs of the store, newest first."""
+def list_command(
+    place: PlaceFlags,
+    status: Annotated[
+        list[Status] | None, typer.Option(metavar="STATUS", help=f"{', '.join(Status)}; repeatable.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Of this model.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Repeatable: with all of these.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="2d", help="Created 6h or 2d ago at most, or since a time.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="The newest of these only.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """The jobs of the store, newest first."""
+    labels = dict(parse_label(text) for text in label or ())
+    start = parse_since(since) if since is not None else None
     with opened(place) as connection:
-        found, untold = list_jobs(connection)
+        every, untold = list_jobs(connection)
+    found = [
+        job
+        for job in every
+        if (not status or job.status in status)
+        and model in (None, job.model)
+        and labels.items() <= job.labels.items()
+        and (start is None or job.created_at >= start)
+    ][:limit]
     if untold:
         say(f"{len(untold)} jobs cannot be shown: {', '.join(untold[:10])}")
     if as_json:
         json_out([status.to_json() for status in found])
         return
-    if not found:
+    if every and not found:
+        say(f"none of the {len(every):,} jobs is such a one")
+    elif not found:
         say("no jobs yet; `promptmill submit SOURCE --model NAME` makes one")
-        return
-    table = Table("job", "status", "model", "rows", "failed", "created", box=None, pad_edge=False)
-    for status in found:
-        ended = f"{status.rows.ended:,}/{status.rows.total:,}"
-        created = f"{status.created_at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(status.id, status.status.value, status.model, ended, f"{status.rows.failed:,}", created)
-    print_table(table)
+    else:
+        print_table(_table(found))
+
+
+def _table(jobs: list[JobStatus]) -> Table:
+    """One line for each job; the column of labels only where a job has one."""
+    labelled = any(job.labels for job in jobs)
+    table = Table("job", "status", "model", box=None, pad_edge=False)
+    for name in ("rows", "failed"):
+        table.add_column(name, justify="right")
+    table.add_column("created (UTC)")
+    if labelled:
+        table.add_column("labels")
+    for job in jobs:
+        rows = f"{job.rows.ended:,}/{job.rows.total:,}"
+        created = f"{job.created_at:%Y-%m-%d %H:%M:%S}"
+        row = [job.id, job.status.value, job.model, rows, f"{job.rows.failed:,}", created]
+        table.add_row(*(escape(text) for text in [*row, *([labels_text(job.labels)] if labelled else [])]))
+    return table
 
 
 @with_flags(place=PlaceFlags)

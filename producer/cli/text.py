@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.errors import Problem
-from jobs.spec import JobStatus
+from jobs.spec import JobStatus, Retry
 from producer.check import CHARS_PER_TOKEN, CheckReport
 from producer.display import clock
 
@@ -95,7 +95,9 @@ def status_text(status: JobStatus) -> str:
         pairs.append(("ETA", clock(round(status.eta_s))))
     pairs += [(f"error {code}", f"{count:,}") for code, count in sorted(status.errors.items())]
     if status.labels:
-        pairs.append(("labels", ", ".join(f"{key}={value}" for key, value in status.labels.items())))
+        pairs.append(("labels", labels_text(status.labels)))
+    if status.retry:
+        pairs.append(("retry of", retry_text(status.retry)))
     if status.deadline:
         pairs.append(("deadline", status.deadline.isoformat()))
     pairs.append(("store", status.store))
@@ -103,6 +105,22 @@ def status_text(status: JobStatus) -> str:
         pairs.append(("results", status.results))
     width = max(len(name) for name, _ in pairs)
     return "".join(f"{name:<{width}}  {value}\n" for name, value in pairs)
+
+
+def codes_text(codes: dict[str, int]) -> str:
+    return ", ".join(f"{code} {count:,}" for code, count in sorted(codes.items()))
+
+
+def labels_text(labels: dict[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in labels.items())
+
+
+def retry_text(retry: Retry) -> str:
+    """The parent, and what became of its rows."""
+    statuses = ", ".join("failed" if status == "error" else status for status in retry.statuses)
+    line = "" if retry.root == retry.parent else f", the first of the line is {retry.root}"
+    again = _counted(retry.retried, "row", "rows")
+    return f"{retry.parent}{line}: generates {again} again ({statuses}), {retry.carried.rows:,} carried over"
 
 
 def _counted(count: int, one: str, many: str) -> str:

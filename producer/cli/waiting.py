@@ -8,7 +8,7 @@ import typer
 
 from jobs.console import EXIT_INTERRUPTED
 from jobs.spec import JobStatus, Status
-from producer.cli.text import say
+from producer.cli.text import codes_text, say
 from producer.connection import Connection
 from producer.watch import make_display, watch
 
@@ -40,6 +40,6 @@ def finish(status: JobStatus, allow_failed: bool) -> None:
         say(f"job {status.id} ended {status.status}" + (f": {status.reason}" if status.reason else ""))
         raise typer.Exit(1)
     if status.rows.failed and not allow_failed:
-        codes = ", ".join(f"{code} {count:,}" for code, count in sorted(status.errors.items()))
+        codes = codes_text(status.errors)
         say(f"job {status.id} completed with {status.rows.failed:,} failed rows ({codes}); --allow-failed accepts them")
         raise typer.Exit(1)

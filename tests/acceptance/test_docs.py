@@ -43,6 +43,16 @@ def commands(program: str) -> list[str]:
     return sorted({line for line in stripped if line.startswith(f"{program} ") and "`" not in line})
 
 
+#: Commands that want a job of their own, which has not ended.
+STEERING = ("pause", "resume", "priority", "cancel", "delete")
+
+
+def waiting_job(mill: Mill, name: str) -> str:
+    """A job that no worker runs."""
+    source = mill.prompts(re.sub(r"\W+", "-", name), 3)
+    return mill.call("submit", source, "--model", "nobody").ok().out.strip()
+
+
 def in_store(mill: Mill, job: str, code: str) -> str:
     """``code`` with the tests' store and a job that is there."""
     return _JOB.sub(job, code.replace("promptmill-data", str(mill.store_path)))
@@ -73,7 +83,8 @@ def folder(mill: Mill) -> Path:
 def test_a_command_of_the_docs_does_what_it_says(
     mill: Mill, folder: Path, tiny: Path, ended_job: str, command: str
 ) -> None:
-    arguments = shlex.split(_JOB.sub(ended_job, command))[1:]
+    job = waiting_job(mill, command) if command.split()[1] in STEERING else ended_job
+    arguments = shlex.split(_JOB.sub(job, command))[1:]
     if "gpt2" in arguments:  # the one machine's own run: its model is loaded, so take the small one
         arguments = [f"small={tiny}" if word == "gpt2" else word for word in arguments]
         arguments[arguments.index("--max-tokens") + 1] = "4"

@@ -224,7 +224,7 @@ def test_doctor_names_the_mend_of_a_redis_that_drops_keys(mill: Mill, guarded: S
     assert "CONFIG SET maxmemory-policy noeviction" in done.out
 
 
-COMMANDS = ("status", "watch", "results", "cancel", "pause", "resume", "recover")
+COMMANDS = ("status", "watch", "results", "cancel", "pause", "resume", "recover", "retry", "delete")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

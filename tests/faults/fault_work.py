@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ops.faults.checker import Expected, check_job
 from tests.mill import Mill, wait_until
 
@@ -15,7 +17,9 @@ def submit(mill: Mill, name: str, rows: int = 300, batch: int = 20, tokens: int 
     return mill.call("submit", mill.prompts(name, rows), *flags).ok().out.strip()
 
 
-def assert_whole(mill: Mill, job: str, rows: int = 300, timeout_s: float = 90.0) -> None:
-    """The job completes, each row once, in order, generated."""
+def assert_whole(
+    mill: Mill, job: str, rows: int = 300, timeout_s: float = 90.0, errors: Mapping[int, str] | None = None
+) -> None:
+    """The job completes, each row once, in order, generated but for those with ``errors``."""
     wait_until(f"the dataset of {job}", (mill.dataset(job) / "_SUCCESS").exists, timeout_s)
-    assert check_job(mill.store_path, Expected(job, rows)) == []
+    assert check_job(mill.store_path, Expected(job, rows, errors=errors or {})) == []

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import layout
 from jobs.errors import RedisUnavailableError
-from jobs.finalize import unrun_batch
+from jobs.inputs import unrun_batch
 from jobs.ledger import LeaseState, Release
 from jobs.prompts import read_batch
 from jobs.reconcile import Reconciler

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -26,17 +23,25 @@ from jobs.finalize import (
     MissingPartsError,
     PlannedFile,
     finalize,
-    lost_batch,
     manifest_counts,
     plan_files,
-    read_input,
-    unrun_batch,
 )
+from jobs.inputs import lost_batch, read_input, unrun_batch
 from jobs.parts import Part, commit_part, list_parts
 from jobs.results import PartCounts, ResultRow, part_counts, read_part, result_schema, write_part
 from jobs.spec import JobFile, Status
 from jobs.store import Store
-from tests.job_work import accept_job, dataset, flipped, memory_store, ok_row, part_bytes, run_batches
+from tests.job_work import (
+    Death,
+    MortalStore,
+    accept_job,
+    dataset,
+    flipped,
+    memory_store,
+    ok_row,
+    part_bytes,
+    run_batches,
+)
 
 
 @pytest.fixture
@@ -167,7 +172,7 @@ def test_rows_whose_input_is_lost_say_so(store: Store, damage: str) -> None:
 
 def test_a_lost_batch_is_error_rows_that_name_the_reason(store: Store) -> None:
     job = accept_job(store)
-    content = lost_batch(job, 2, "the disk ate it" + "!" * 1_000)
+    content = lost_batch(store, job, 2, "the disk ate it" + "!" * 1_000)
     rows = read_part(content).to_pylist()
     assert [row["row_index"] for row in rows] == [8, 9]
     assert {(row["status"], row["error_code"], row["sku"]) for row in rows} == {("error", "input_lost", None)}
@@ -323,38 +328,6 @@ def test_many_small_parts_become_few_row_groups(store: Store) -> None:
 
 
 # -- Crashes and company.
-
-
-class Death(Exception):
-    """The end of a finalizer's process."""
-
-
-class MortalStore(Store):
-    """The files of another store; whoever uses it dies at the ``deadly``-th change, before or after it is made."""
-
-    def __init__(self, other: Store, deadly: int, *, after: bool) -> None:
-        super().__init__(other._backend, other.uri, other.root)
-        self._deadly, self._after = deadly, after
-        #: Changes have a number each, for many threads make them.
-        self._changes = itertools.count(1)
-
-    def put_if_absent(self, path: str, content: bytes) -> bool:
-        with self._change():
-            return super().put_if_absent(path, content)
-
-    def delete(self, paths: list[str]) -> None:
-        for path in paths:
-            with self._change():
-                super().delete([path])
-
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        dies = next(self._changes) == self._deadly
-        if dies and not self._after:
-            raise Death
-        yield
-        if dies:
-            raise Death
 
 
 def snapshot(store: Store, job: JobFile) -> dict[str, bytes]:

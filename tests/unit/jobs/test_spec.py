@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from jobs.errors import InputError
 from jobs.spec import (
     MAX_SEED,
+    CarriedCounts,
     Column,
     JobFile,
     JobSpec,
+    Retry,
     RowCounts,
     SamplingParams,
     Status,
@@ -145,6 +147,19 @@ def test_a_job_file_is_read_as_it_was_written() -> None:
     job = job_file()
     assert JobFile.from_bytes(job.to_bytes()) == job
     assert orjson.loads(job.to_bytes())["version"] == 2
+
+
+def test_a_job_that_is_no_retry_has_the_bytes_that_it_had_before_there_were_retries() -> None:
+    assert "retry" not in orjson.loads(job_file().to_bytes())
+    assert job_file().seed_root == job_file().id
+
+
+def test_the_record_of_a_retry_tells_its_line() -> None:
+    line = Retry(parent="a-r1", root="a", statuses=("error",), retried=4, carried=CarriedCounts(completed=6), batches=2)
+    job = job_file(retry=line, batches=10, max_tokens_total=100)
+    assert JobFile.from_bytes(job.to_bytes()) == job
+    assert job.seed_root == "a"
+    assert job.batch_cost == 50.0, "only batches that will be claimed are charged"
 
 
 @pytest.mark.parametrize("version", [0, 1, 3, None, "2"])
