@@ -88,6 +88,8 @@ def read_results(
     With ``partial`` the batches that are finished by now of a job that runs. Raises UnknownJobError,
     JobNotCompletedError, InputError, and DamagedFileError where a file of the dataset cannot be read.
     """
+    if status is not None and status not in STATUSES:
+        raise InputError(f"--status {status!r}: use one of {', '.join(STATUSES)}")
     record = read_job(store, job)
     schema = selected_schema(record, columns)
     if partial and not has_ended(store, job):

@@ -13,7 +13,6 @@ import typer
 from jobs.console import json_out
 from jobs.errors import InputError
 from jobs.layout import results_prefix
-from jobs.records import read_job
 from jobs.recover import recover_job
 from jobs.settings import Settings
 from jobs.spec import JobStatus, Status
@@ -25,7 +24,7 @@ from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
 from producer.export import export, format_of
 from producer.local import LocalWorkers, check_model
-from producer.results import head, read_results, selected_schema
+from producer.results import head, read_results
 from producer.server import EmbeddedServer
 from producer.status import job_status
 from producer.submit import Submitted
@@ -134,12 +133,9 @@ def _report(settings: Settings, status: JobStatus, flags: RunFlags) -> None:
     """Where the results are, and the first of them."""
     connection = Connection(settings)
     store = connection.store
-    record = read_job(store, status.id)
     if flags.out is not None:
-        target = target_file(_as_folder(flags.out), status.id, None)
-        form, rows = format_of(str(target), None), read_results(store, status.id)
-        done = export(store, record, rows, selected_schema(record), str(target), form)
-        say(f"{done.rows:,} rows written to {target}")
+        target, form = target_file(_as_folder(flags.out), status.id, None)
+        say(f"{export(store, status.id, str(target), form).rows:,} rows written to {target}")
     if flags.as_json:
         json_out(status.to_json())
         return
