@@ -35,7 +35,7 @@ def _without_index(rows: Any) -> Any:
 
     Raises InputError where a column holds what Arrow has no type for.
     """
-    if not type(rows).__module__.startswith("pandas."):
+    if type(rows).__module__.partition(".")[0] != "pandas":
         return rows
     try:
         table = pa.table(rows)

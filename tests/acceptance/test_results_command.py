@@ -174,7 +174,8 @@ def test_a_job_that_is_paused_half_way_has_partial_results(mill: Mill, tmp_path:
     assert refused.code == 1
     assert "has not ended" in refused.err
     assert 10 <= len(done) < 120
-    assert said == f"{len(done)} of 120 rows written to {tmp_path / 'some.jsonl'}; the job still runs\n"
+    assert said.startswith(f"{len(done)} rows written to {tmp_path / 'some.jsonl'}; the job still runs: ")
+    assert said.endswith(f": {len(done)} of 120 rows are finished\n")
     assert all({first + step for step in range(10)} <= done for first in {10 * (index // 10) for index in done})
     assert mill.wait_for(job, "completed")["rows"]["completed"] == 120
     assert mill.table(job).num_rows == 120
