@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -36,4 +37,9 @@ def json_rows(record: JobFile, batches: Iterable[pa.RecordBatch]) -> Iterator[di
 def _values(batch: pa.RecordBatch, texts: Collection[str]) -> Iterator[list[Any]]:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         values = plain(column).to_pylist()
-        yield [value and orjson.Fragment(value) for value in values] if name in texts else values
+        yield [None if value is None else _value(value) for value in values] if name in texts else values
+
+
+def _value(text: str) -> orjson.Fragment:
+    """JSON text, put into the line as it is; written anew if it has line breaks between its values."""
+    return orjson.Fragment(json.dumps(json.loads(text)) if "\n" in text or "\r" in text else text)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs import layout
 from jobs.parquet import open_parquet
@@ -108,40 +109,31 @@ class _Chats:
     def __init__(self, store: Store, record: JobFile) -> None:
         self._store = store
         self._record = record
-        self._last: list[bool] | bool = record.spec.chat or record.spec.system is not None
-        self._known: dict[int, list[bool] | bool] = {}
+        self._last = record.spec.chat or record.spec.system is not None
+        self._known: dict[int, list[bool]] = {}
 
     def is_chat(self, row: int) -> bool:
-        batch, place = divmod(row, self._record.spec.batch_size)
+        batch = row // self._record.spec.batch_size
         if batch not in self._known:
             self._known = dict(self._read(range(batch, min(batch + _WINDOW, self._record.batches))))
-        found = self._known[batch]
-        return found if isinstance(found, bool) else found[place]
+        return self._known[batch][row - self._record.batch_rows(batch).start]
 
-    def _read(self, batches: range) -> Iterator[tuple[int, list[bool] | bool]]:
+    def _read(self, batches: range) -> Iterator[tuple[int, list[bool]]]:
         paths = [layout.input_batch(self._record.stage, batch) for batch in batches]
         for batch, content in zip(batches, fetch(self._store, paths), strict=True):
+            count = len(self._record.batch_rows(batch))
             found = None if content is None else _has_messages(content)
-            if found is not None:
-                self._last = found[-1] if isinstance(found, list) else found
-            yield batch, self._last if found is None else found
+            if found is None or len(found) != count:
+                found = [self._last] * count
+            self._last = found[-1]
+            yield batch, found
 
 
-def _has_messages(content: bytes) -> list[bool] | bool | None:
-    """Of each row of an input batch, or of all of them; None where it cannot be read.
-
-    Mostly the statistics in the footer tell, and no row need be read.
-    """
+def _has_messages(content: bytes) -> list[bool] | None:
+    """Of each row of an input batch; None where it cannot be read."""
     try:
-        file = open_parquet(content)
-        column = file.schema_arrow.get_field_index("messages")
-        groups = [file.metadata.row_group(index).column(column) for index in range(file.num_row_groups)]
-        counts = [group.statistics.null_count for group in groups if group.statistics is not None]
-        absent = sum(count for count in counts if count is not None)
-        if absent in (0, file.metadata.num_rows) and len(counts) == len(groups):
-            return absent == 0
-        messages = file.read(columns=["messages"], use_threads=False).column("messages")
-        return [value is not None for value in messages.to_pylist()]
+        messages = open_parquet(content).read(columns=["messages"], use_threads=False)["messages"]
+        return pc.is_valid(messages).to_pylist()  # type: ignore[return-value]
     except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
         raise
     except (pa.ArrowException, OSError, ValueError):

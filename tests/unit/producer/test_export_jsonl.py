@@ -53,6 +53,14 @@ def test_a_column_of_json_values_comes_back_as_these_values(values: list[Any]) -
     assert [row["own"] for row in found] == values
 
 
+def test_json_text_with_line_breaks_stays_on_its_line() -> None:
+    table = pa.table({"own": ['[\n  1,\r\n  {"a": 123456789012345678901234567890}\n]']})
+
+    assert written(table, (Column(source="own", name="own", encoding="json"),)) == [
+        {"own": [1, {"a": 123456789012345678901234567890}]}
+    ]
+
+
 SECOND = 1_700_000_000
 
 
