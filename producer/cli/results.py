@@ -63,16 +63,19 @@ def results_command(
                 sys.stdout.write(location + "\n")
             return
         wanted = None if columns is None else tuple(name.strip() for name in columns.split(","))
-        selection = Selection(partial, wanted, status, rows)
+        selection, every = Selection(partial, wanted, status, rows), rows is None and status is None
         if to in (None, "-"):
             if as_json:
                 _print_rows(store, job, form, selection)
             else:
-                export(store, job, "-", format_of("-", form or "jsonl"), selection, escape=not no_escape)
+                written = format_of("-", form or "jsonl")
+                done = export(store, job, "-", written, selection, escape=not no_escape)
+                if done.running:
+                    say(f"job {job} still runs" + _finished(done, written, every))
             return
         target, written = target_file(to or "", job, form)
         done = export(store, job, str(target), written, selection, escape=not no_escape)
-        _tell(job, target, written, done, as_json, every=rows is None and status is None)
+        _tell(job, target, written, done, as_json, every)
 
 
 def target_file(to: str, job: str, form: str | None) -> tuple[Path, str]:
@@ -101,18 +104,25 @@ def _print_rows(store: Store, job: str, form: str | None, selection: Selection) 
     json_out(list(json_rows(found.record, found.batches)))
 
 
-def _tell(job: str, target: Path, form: str, done: Exported, as_json: bool, *, every: bool) -> None:
-    """Says what was written; of a job that still runs, if these are ``every`` finished row, also of how many."""
+def _tell(job: str, target: Path, form: str, done: Exported, as_json: bool, every: bool) -> None:
+    """Says what was written; ``every``: these are all rows that are finished."""
     if as_json:
         about: dict[str, Any] = {"id": job, "to": str(target), "rows": done.rows, "total": done.total}
         if form == "openai":
             about |= {"failed": done.failed, "errors": done.errors and str(done.errors)}
         json_out(about)
         return
-    kind = "requests" if form == "openai" else "rows"
-    text = f"{done.rows - done.failed:,} {kind} written to {target}"
+    text = f"{done.rows - done.failed:,} {_kind(form)} written to {target}"
     if done.errors is not None:
         text += f", {done.failed:,} that failed to {done.errors}"
     if done.running:
-        text += "; the job still runs" + (f": {done.rows:,} of {done.total:,} {kind} are finished" if every else "")
+        text += "; the job still runs" + _finished(done, form, every)
     say(text)
+
+
+def _finished(done: Exported, form: str, every: bool) -> str:
+    return f": {done.rows:,} of {done.total:,} {_kind(form)} are finished" if every else ""
+
+
+def _kind(form: str) -> str:
+    return "requests" if form == "openai" else "rows"

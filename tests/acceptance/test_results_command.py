@@ -168,8 +168,11 @@ def test_a_job_that_is_paused_half_way_has_partial_results(mill: Mill, tmp_path:
     mill.call("pause", job).ok()
     refused = mill.call("results", job)
     said = mill.call("results", job, "--partial", "--to", str(tmp_path / "some.jsonl")).ok().err
+    printed = mill.call("results", job, "--partial", "--columns", "row_index").ok()
     done = {json.loads(line)["row_index"] for line in (tmp_path / "some.jsonl").read_text().splitlines()}
     mill.call("resume", job).ok()
+    assert len(printed.out.splitlines()) == len(done)
+    assert printed.err == f"job {job} still runs: {len(done)} of 120 rows are finished\n"
 
     assert refused.code == 1
     assert "has not ended" in refused.err
