@@ -174,14 +174,14 @@ def test_a_cancelled_job_does_not_count_as_completed(client: Client) -> None:
 
 def test_a_job_is_controlled_as_at_the_command_line(client: Client, mill: Mill) -> None:
     job = client.submit(
-        [{"prompt": "held", "a": 1, "b": 2}], model="nobody", labels={"team": "shop"}, keep_columns=["b"],
+        [{"prompt": "held", "a": 1, "b": 2}], model="nobody", labels={"team": "control"}, keep_columns=["b"],
         deadline=timedelta(hours=6), stop="end",
     )  # fmt: skip
 
     assert job.pause().status == "paused"
     assert job.set_priority(3).priority == 3
     assert job.resume().status == "in_progress"
-    (found,) = client.jobs(labels={"team": "shop"})
+    (found,) = client.jobs(labels={"team": "control"})
     assert found.id == job.id
     assert found.deadline is not None
     assert timedelta(hours=5) < found.deadline - found.created_at <= timedelta(hours=6)

@@ -171,9 +171,9 @@ def test_a_job_that_is_paused_half_way_has_partial_results(mill: Mill, tmp_path:
     printed = mill.call("results", job, "--partial", "--columns", "row_index").ok()
     done = {json.loads(line)["row_index"] for line in (tmp_path / "some.jsonl").read_text().splitlines()}
     mill.call("resume", job).ok()
-    assert len(printed.out.splitlines()) == len(done)
-    assert printed.err == f"job {job} still runs: {len(done)} of 120 rows are finished\n"
 
+    # A batch that was in hand may end between the two.
+    assert printed.err == f"job {job} still runs: {len(printed.out.splitlines())} of 120 rows are finished\n"
     assert refused.code == 1
     assert "has not ended" in refused.err
     assert 10 <= len(done) < 120
