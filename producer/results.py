@@ -1,19 +1,15 @@
-"""Reading a job's results: as a dataset, as batches in order, and exported to one file."""
+"""Reading a job's results: where the dataset is, as a dataset, and as batches of rows in order."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
-import os
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
-import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from pyarrow.fs import FileSystem
 
 from jobs import layout
@@ -24,11 +20,19 @@ from jobs.records import has_ended, read_job, read_manifest
 from jobs.results import read_part, result_schema
 from jobs.spec import JobFile
 from jobs.store import Store
+from producer.columns import unknown_column
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
-FORMATS = ("parquet", "jsonl", "csv", "openai")
+_log = logging.getLogger(__name__)
+
+STATUSES = ("ok", "error", "cancelled", "expired")
+
+#: Rows of a batch that is handed out.
+_CHUNK_ROWS = 8_192
+#: Small files of a remote store that are fetched at once.
+_FETCHES = 8
 
 
 def dataset_location(store: Store, job: str) -> str:
@@ -50,7 +54,7 @@ def open_dataset(store: Store, job: str) -> ds.Dataset:
 
     location = dataset_location(store, job)
     record = read_job(store, job)
-    paths = sorted(item.path for item in store.list(layout.results_prefix(job)) if item.path.endswith(".parquet"))
+    paths = _dataset_files(store, job)
     schema = result_schema(record.columns)
     if store.is_local:
         return ds.dataset([store.locate(path) for path in paths], schema=schema, format="parquet")
@@ -59,28 +63,111 @@ def open_dataset(store: Store, job: str) -> ds.Dataset:
     return ds.dataset(names, schema=schema, format="parquet", filesystem=filesystem)
 
 
-def read_results(store: Store, job: str, *, partial: bool = False) -> Iterator[pa.RecordBatch]:
-    """The result rows of ``job`` in the order of its input.
-
-    With ``partial`` the finished batches of a job that runs. Raises UnknownJobError, JobNotCompletedError.
-    """
-    record = read_job(store, job)
+def selected_schema(record: JobFile, columns: Sequence[str] | None = None) -> pa.Schema:
+    """The schema of a job's results, or of these columns of them. Raises InputError for one that there is not."""
     schema = result_schema(record.columns)
+    if columns is None:
+        return schema
+    for name in columns:
+        if name not in schema.names:
+            raise InputError(f"--columns: {unknown_column(name, schema.names)}")
+    if not columns or len(set(columns)) < len(columns):
+        raise InputError("--columns: name at least one column, and none twice")
+    return pa.schema([schema.field(name) for name in columns])
+
+
+def read_results(
+    store: Store,
+    job: str,
+    *,
+    partial: bool = False,
+    columns: Sequence[str] | None = None,
+    status: str | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The result rows of ``job`` in the order of its input, of all columns and statuses by default.
+
+    With ``partial`` the batches that are finished by now of a job that runs. Raises UnknownJobError,
+    JobNotCompletedError, InputError, and DamagedFileError where a file of the dataset cannot be read.
+    """
+    if status is not None and status not in STATUSES:
+        raise InputError(f"--status {status!r}: use one of {', '.join(STATUSES)}")
+    record = read_job(store, job)
+    schema = selected_schema(record, columns)
     if partial and not has_ended(store, job):
-        tables: Iterator[pa.Table] = (read_part(store.get(path)) for path in list_parts(store, record.stage).values())
+        tables = _finished_tables(store, record)
     else:
         dataset_location(store, job)
-        tables = _result_tables(store, record)
+        wanted = None if columns is None else [*dict.fromkeys([*columns, "row_index", "status"])]
+        tables = _dataset_tables(store, record, wanted)
+    return _chosen(tables, schema, status)
+
+
+def _chosen(tables: Iterator[pa.Table], schema: pa.Schema, status: str | None) -> Iterator[pa.RecordBatch]:
     for table in tables:
-        yield from table.cast(schema).to_batches(max_chunksize=8_192)
+        if status is not None:
+            table = table.filter(pc.field("status") == status)
+        yield from table.select(schema.names).cast(schema).to_batches(max_chunksize=_CHUNK_ROWS)
 
 
-def _result_tables(store: Store, record: JobFile) -> Iterator[pa.Table]:
-    paths = sorted(item.path for item in store.list(layout.results_prefix(record.id)) if item.path.endswith(".parquet"))
-    for path in paths:
-        file = open_parquet(store.get(path))
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group, use_threads=False)
+def _dataset_files(store: Store, job: str) -> list[str]:
+    """The files of the dataset in the order of their rows: by number, which has five digits or more."""
+    paths = (item.path for item in store.list(layout.results_prefix(job)) if item.path.endswith(".parquet"))
+    return sorted(paths, key=lambda path: (len(path), path))
+
+
+def _dataset_tables(store: Store, record: JobFile, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """One table for each row group."""
+    for path in _dataset_files(store, record.id):
+        try:
+            file = open_parquet(store.get(path))
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=columns, use_threads=False)
+        except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DamagedFileError(f"{store.locate(path)} cannot be read: {error}") from error
+
+
+def _finished_tables(store: Store, record: JobFile) -> Iterator[pa.Table]:
+    """The parts that are there now; a job that ends meanwhile, which removes them, goes on from its dataset."""
+    paths = list_parts(store, record.stage)
+    if has_ended(store, record.id):
+        # After the listing, or parts that were removed meanwhile would count as not finished.
+        yield from _dataset_tables(store, record)
+        return
+    for (batch, path), content in zip(paths.items(), fetch(store, list(paths.values())), strict=True):
+        try:
+            if content is None:
+                raise DamagedFileError("it is gone")
+            yield read_part(content)
+        except DamagedFileError as error:
+            read_job(store, record.id)  # it may have been deleted
+            if has_ended(store, record.id):
+                first = record.batch_rows(batch).start
+                for table in _dataset_tables(store, record):
+                    yield table.filter(pc.field("row_index") >= first)
+                return
+            _log.warning("%s is left out: %s", store.locate(path), error)
+
+
+def fetch(store: Store, paths: Sequence[str]) -> Iterator[bytes | None]:
+    """The contents of small files in order, None for one that is gone.
+
+    A remote store takes many small reads at once as fast as one.
+    """
+
+    def get(path: str) -> bytes | None:
+        try:
+            return store.get(path)
+        except NotFoundError:
+            return None
+
+    if store.is_local:
+        yield from map(get, paths)
+        return
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        for start in range(0, len(paths), _FETCHES):
+            yield from pool.map(get, paths[start : start + _FETCHES])
 
 
 def read_published(store: Store, record: JobFile) -> Iterator[pa.Table]:
@@ -109,133 +196,14 @@ def head(batches: Iterator[pa.RecordBatch], count: int) -> Iterator[pa.RecordBat
         count -= batch.num_rows
 
 
-def format_of(target: str, given: str | None) -> str:
-    """The format of an export: as given, else by the file's extension. Raises InputError."""
-    found = given or Path(target).suffix.removeprefix(".") or "parquet"
-    if found not in FORMATS:
-        raise InputError(f"--format {found!r}: use one of {', '.join(FORMATS)}")
-    return found
-
-
-def export(record: JobFile, batches: Iterator[pa.RecordBatch], target: str, form: str) -> int:
-    """Write rows to ``target`` (``-`` is stdout) and return how many; the file appears whole or not at all.
-
-    Raises InputError where it cannot be written.
-    """
-    schema = result_schema(record.columns)
-    if target == "-":
-        if form == "parquet":
-            raise InputError("parquet cannot be written to stdout; use --to FILE, or --format jsonl or csv")
-        return _WRITERS[form](batches, schema, sys.stdout)
-    path = Path(target)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if form == "parquet":
-            rows = _write_parquet(batches, schema, temporary)
-        else:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                rows = _WRITERS[form](batches, schema, file)
-        temporary.replace(path)
-        return rows
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _write_parquet(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> int:
-    rows = 0
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-            rows += batch.num_rows
-    return rows
-
-
-def _write_jsonl(batches: Iterator[pa.RecordBatch], schema: pa.Schema, file: TextIO) -> int:
-    rows = 0
-    for row in _rows(batches):
-        file.write(orjson.dumps(row, default=str, option=orjson.OPT_NAIVE_UTC).decode() + "\n")
-        rows += 1
-    return rows
-
-
-#: What a spreadsheet takes for the start of a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def _write_csv(batches: Iterator[pa.RecordBatch], schema: pa.Schema, file: TextIO) -> int:
-    """CSV for spreadsheets: text that would be taken for a formula gets an apostrophe before it."""
-    writer = csv.writer(file)
-    writer.writerow([_safe_cell(name) for name in schema.names])
-    rows = 0
-    for row in _rows(batches):
-        writer.writerow([_safe_cell(value) for value in row.values()])
-        rows += 1
-    return rows
-
-
-def _safe_cell(value: Any) -> Any:
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
-    if isinstance(value, list | dict):
-        return orjson.dumps(value, default=str).decode()
-    return value
-
-
-def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
+def head_requests(batches: Iterator[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
+    """The rows of the first ``count`` requests, each with all its samples."""
+    seen: set[Any] = set()
     for batch in batches:
-        yield from batch.to_pylist()
-
-
-def _write_openai(batches: Iterator[pa.RecordBatch], schema: pa.Schema, file: TextIO) -> int:
-    """Lines as the OpenAI Batch API writes them: one for each prompt, its samples as choices."""
-    lines = 0
-    samples: list[dict[str, Any]] = []
-    for row in _rows(batches):
-        if samples and row["row_index"] != samples[0]["row_index"]:
-            file.write(_openai_line(samples))
-            lines, samples = lines + 1, []
-        samples.append(row)
-    if samples:
-        file.write(_openai_line(samples))
-        lines += 1
-    return lines
-
-
-def _openai_line(samples: list[dict[str, Any]]) -> str:
-    first = samples[0]
-    custom_id = first["custom_id"] if first["custom_id"] is not None else f"row-{first['row_index']}"
-    failed = next((row for row in samples if row["status"] != "ok"), None)
-    line: dict[str, Any] = {"id": f"batch_req_{first['row_index']}", "custom_id": custom_id}
-    if failed is not None:
-        code = failed["error_code"] or failed["status"]
-        line |= {"response": None, "error": {"code": code, "message": failed["error_message"] or code}}
-        return orjson.dumps(line).decode() + "\n"
-    prompt, completion = first["prompt_tokens"], sum(row["completion_tokens"] for row in samples)
-    body = {
-        "id": f"chatcmpl-{first['row_index']}",
-        "object": "chat.completion",
-        "created": int(first["finished_at"].timestamp()),
-        "model": first["model"],
-        "choices": [
-            {
-                "index": row["sample_index"],
-                "message": {"role": "assistant", "content": row["text"]},
-                "logprobs": None,
-                "finish_reason": row["finish_reason"],
-            }
-            for row in samples
-        ],
-        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
-    }
-    line |= {"response": {"status_code": 200, "request_id": f"req_{first['row_index']}", "body": body}, "error": None}
-    return orjson.dumps(line).decode() + "\n"
-
-
-_WRITERS: dict[str, Callable[[Iterator[pa.RecordBatch], pa.Schema, TextIO], int]] = {
-    "jsonl": _write_jsonl,
-    "csv": _write_csv,
-    "openai": _write_openai,
-}
+        indexes = batch.column("row_index").to_pylist()
+        for place, index in enumerate(indexes):
+            if index not in seen and len(seen) == count:
+                yield batch.slice(0, place)
+                return
+            seen.add(index)
+        yield batch

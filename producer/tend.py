@@ -45,6 +45,28 @@ def cancel_job(connection: Connection, job: str) -> JobStatus:
     return job_status(connection, job)
 
 
+def pause_job(connection: Connection, job: str) -> JobStatus:
+    """Start no more batches of ``job``; those that run are finished. Raises UnknownJobError, UnavailableError."""
+    job_status(connection, job)
+    connection.ledger.pause(job)
+    return job_status(connection, job)
+
+
+def resume_job(connection: Connection, job: str) -> JobStatus:
+    """Go on with a paused job. Raises UnknownJobError, UnavailableError."""
+    model = job_status(connection, job).model
+    connection.ledger.resume(job)
+    connection.send_first_permits(model)
+    return job_status(connection, job)
+
+
+def set_priority(connection: Connection, job: str, priority: int) -> JobStatus:
+    """Give ``job`` another share of the workers. Raises UnknownJobError, InputError, UnavailableError."""
+    job_status(connection, job)
+    connection.ledger.priority(job, priority)
+    return job_status(connection, job)
+
+
 def _end(connection: Connection, claim: Claim) -> None:
     """End a job here, extending the lease between steps."""
     beat, every_s = Beat(claim.job, claim.batch, claim.token), connection.settings.lease_s / 6

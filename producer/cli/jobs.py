@@ -21,7 +21,7 @@ from producer.cli.text import labels_text, print_table, say, status_text
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
 from producer.status import job_status, list_jobs, the_live_job
-from producer.tend import cancel_job
+from producer.tend import cancel_job, pause_job, resume_job, set_priority
 
 _EXAMPLE = "Example: promptmill {}"
 
@@ -162,19 +162,14 @@ def cancel_command(job: JobArgument, place: PlaceFlags, as_json: JsonFlag = Fals
 def pause_command(job: JobArgument, place: PlaceFlags, as_json: JsonFlag = False) -> None:
     """Start no more batches of a job; those that run are finished."""
     with opened(place, job) as connection:
-        job_status(connection, job)
-        connection.ledger.pause(job)
-        _print(job_status(connection, job), as_json)
+        _print(pause_job(connection, job), as_json)
 
 
 @with_flags(place=PlaceFlags)
 def resume_command(job: JobArgument, place: PlaceFlags, as_json: JsonFlag = False) -> None:
     """Go on with a paused job."""
     with opened(place, job) as connection:
-        model = job_status(connection, job).model
-        connection.ledger.resume(job)
-        connection.send_first_permits(model)
-        _print(job_status(connection, job), as_json)
+        _print(resume_job(connection, job), as_json)
 
 
 @with_flags(place=PlaceFlags)
@@ -186,9 +181,7 @@ def priority_command(
 ) -> None:
     """Give a job a larger or smaller share of the workers."""
     with opened(place, job) as connection:
-        job_status(connection, job)
-        connection.ledger.priority(job, priority)
-        _print(job_status(connection, job), as_json)
+        _print(set_priority(connection, job, priority), as_json)
 
 
 @with_flags(place=PlaceFlags)

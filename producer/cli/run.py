@@ -13,18 +13,18 @@ import typer
 from jobs.console import json_out
 from jobs.errors import InputError
 from jobs.layout import results_prefix
-from jobs.records import read_job
 from jobs.recover import recover_job
 from jobs.settings import Settings
 from jobs.spec import JobStatus, Status
 from producer.cli.flags import JobFlags, JsonFlag, PlaceFlags, PromptFlags, SamplingFlags, SourceArgument, with_flags
 from producer.cli.results import target_file
 from producer.cli.submit import open_rows, start_job
-from producer.cli.text import head_text, say
+from producer.cli.text import HEAD_COLUMNS, head_text, say
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
+from producer.export import export, format_of
 from producer.local import LocalWorkers, check_model
-from producer.results import export, format_of, head, read_results
+from producer.results import head, read_results
 from producer.server import EmbeddedServer
 from producer.status import job_status
 from producer.submit import Submitted
@@ -133,15 +133,13 @@ def _report(settings: Settings, status: JobStatus, flags: RunFlags) -> None:
     """Where the results are, and the first of them."""
     connection = Connection(settings)
     store = connection.store
-    record = read_job(store, status.id)
     if flags.out is not None:
-        target = target_file(_as_folder(flags.out), status.id, None)
-        rows = export(record, read_results(store, status.id), str(target), format_of(str(target), None))
-        say(f"{rows:,} rows written to {target}")
+        target, form = target_file(_as_folder(flags.out), status.id, None)
+        say(f"{export(store, status.id, str(target), form).rows:,} rows written to {target}")
     if flags.as_json:
         json_out(status.to_json())
         return
     say("")
-    sys.stdout.write(head_text(head(read_results(store, status.id), 3)))
+    sys.stdout.write(head_text(head(read_results(store, status.id, columns=HEAD_COLUMNS), 3)))
     sys.stdout.write(f"\n{status.rows.completed:,} of {status.rows.total:,} rows completed. The dataset:\n")
     sys.stdout.write(f"{store.locate(results_prefix(status.id))}\n")

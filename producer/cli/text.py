@@ -62,6 +62,10 @@ def report_text(report: CheckReport, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
+#: What ``head_text`` needs of a row.
+HEAD_COLUMNS = ("row_index", "custom_id", "status", "error_code", "error_message", "text")
+
+
 def head_text(batches: Iterator[pa.RecordBatch]) -> str:
     """A few result rows for people."""
     lines = []

@@ -253,7 +253,8 @@ def _storable(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind):
         # Parquet keeps dictionaries of strings alone.
         inner = _storable(kind.value_type)
-        return pa.dictionary(kind.index_type, inner, kind.ordered) if pa.types.is_string(inner) else inner
+        text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
+        return pa.dictionary(kind.index_type, pa.string(), kind.ordered) if text else inner
     if pa.types.is_struct(kind):
         return pa.struct([item.with_type(_storable(item.type)) for item in kind])
     if pa.types.is_map(kind):

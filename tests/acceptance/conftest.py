@@ -35,6 +35,13 @@ def mill(tmp_path_factory: pytest.TempPathFactory, server: Server, tiny: Path) -
         mill.close()
 
 
+@pytest.fixture(scope="session")
+def chatty(mill: Mill, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a model that is served too, and has a chat template."""
+    mill.workers("chatty", tiny_model("gpt2", tmp_path_factory.mktemp("models") / "chatty", chat=True), 1)
+    return "chatty"
+
+
 @pytest.fixture
 def idle(tmp_path: Path, server: Server) -> Iterator[Mill]:
     """A mill of one test, without workers and with a store of its own that does not exist yet."""

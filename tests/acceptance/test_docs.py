@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import os
 import re
 import shlex
@@ -65,6 +66,11 @@ def ended_job(mill: Mill) -> str:
     return done.out.strip()
 
 
+def chat_request(name: str, content: str) -> str:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": content}], "max_tokens": 4}
+    return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
+
+
 @pytest.fixture(scope="module")
 def folder(mill: Mill) -> Path:
     """The files that the pages speak of, where a reader would have them."""
@@ -74,9 +80,26 @@ def folder(mill: Mill) -> Path:
     mill.write("prompt.txt", "Write one sentence about {name}.\n")
     mill.write("prompts.jsonl", '{"prompt": "a lamp"}\n{"prompt": "a bag"}\n')
     mill.write("dump.gz", gzip.compress(b"prompt\na lamp\n"))
+    mill.write("requests.jsonl", chat_request("one", "a lamp") + chat_request("two", "a bag"))
     (mill.folder / "parts").mkdir()
     (mill.folder / "parts" / "one.csv").write_text(head, encoding="utf-8")
     return mill.folder
+
+
+@pytest.fixture(scope="module")
+def answered_job(mill: Mill, folder: Path, chatty: str) -> str:
+    """A job of OpenAI's requests, one of which has failed."""
+    source = mill.write("more.jsonl", chat_request("fine", "a lamp") + chat_request("long", "lamp " * 900))
+    job = mill.call("submit", source, "--model", chatty).ok().out.strip()
+    mill.wait_for(job, "completed")
+    return job
+
+
+@pytest.fixture
+def exports(mill: Mill, ended_job: str, answered_job: str) -> None:
+    """The files that the commands on the pages make."""
+    mill.call("results", answered_job, "--to", "out.jsonl", "--format", "openai").ok()
+    mill.call("results", ended_job, "--to", "copy.csv").ok()
 
 
 @pytest.mark.parametrize("command", commands("promptmill"))
@@ -101,10 +124,13 @@ def test_a_worker_command_of_the_docs_has_flags_that_exist(command: str) -> None
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
-def test_python_of_the_docs_runs(mill: Mill, ended_job: str, page: str, code: str) -> None:
-    here = in_store(mill, ended_job, code).replace('"copy"', '"tiny"').replace("=60", "=4")
+def test_python_of_the_docs_runs_and_prints_something(
+    mill: Mill, ended_job: str, exports: None, chatty: str, capsys: pytest.CaptureFixture[str], page: str, code: str
+) -> None:
+    here = in_store(mill, ended_job, code).replace('"copy"', f'"{chatty}"').replace("=60", "=4")
     with patch.dict(os.environ, mill.environment), contextlib.chdir(mill.folder):
         exec(compile(here, page, "exec"), {})
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("page", "query"), blocks("sql"))

@@ -178,9 +178,10 @@ def test_a_deadline_that_passes_ends_the_job_as_expired(mill: Mill) -> None:
 def test_workers_lists_what_lives(mill: Mill) -> None:
     workers = mill.call("workers", "--json").ok().json
 
-    assert [worker["model"] for worker in workers] == ["tiny"]
-    assert {"id", "device", "slots", "rows_per_s", "tokens_per_s", "in_hand"} <= set(workers[0])
-    assert workers[0]["pid"] == mill.processes[0].pid
+    assert {worker["model"] for worker in workers} - {"chatty"} == {"tiny"}  # some tests start another
+    (worker,) = (worker for worker in workers if worker["model"] == "tiny")
+    assert {"id", "device", "slots", "rows_per_s", "tokens_per_s", "in_hand"} <= set(worker)
+    assert worker["pid"] == mill.processes[0].pid
     assert "tiny" in mill.call("workers").ok().out
 
 

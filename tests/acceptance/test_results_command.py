@@ -6,9 +6,12 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
 
 from tests.mill import Mill
 
@@ -33,7 +36,7 @@ def test_parquet_export_equals_the_dataset(mill: Mill, job: str, tmp_path: Path)
     done = mill.call("results", job, "--to", str(target), "--json").ok()
 
     assert pq.read_table(target).equals(mill.table(job))
-    assert done.json == {"id": job, "to": str(target), "rows": 2 * ROWS}
+    assert done.json == {"id": job, "to": str(target), "rows": 2 * ROWS, "total": 2 * ROWS}
 
 
 def test_jsonl_export_has_a_line_for_each_row(mill: Mill, job: str, tmp_path: Path) -> None:
@@ -53,22 +56,61 @@ def test_csv_export_disarms_formulas(mill: Mill, job: str, tmp_path: Path) -> No
 
     assert len(rows) == 2 * ROWS
     assert {row["formula"] for row in rows} == {"'=1+1"}
+    assert ",=1+1," not in mill.call("results", job, "--format", "tsv").ok().out
+    assert '"=1+1"' in mill.call("results", job, "--format", "csv", "--no-escape").ok().out
     assert [row["custom_id"] for row in rows[::2]] == [f"export-{number}" for number in range(ROWS)]
 
 
-def test_openai_export_has_a_line_for_each_prompt_with_its_samples_as_choices(
-    mill: Mill, job: str, tmp_path: Path
-) -> None:
-    target = tmp_path / "copy.out"
-    mill.call("results", job, "--to", str(target), "--format", "openai").ok()
-    lines = [json.loads(line) for line in target.read_text().splitlines()]
-    table = mill.table(job)
+def request(name: str, kind: str, **body: Any) -> str:
+    body = {"model": "gpt-4o-mini", "max_tokens": 4, **body}
+    return json.dumps({"custom_id": name, "method": "POST", "url": f"/v1/{kind}", "body": body}) + "\n"
 
-    assert [line["custom_id"] for line in lines] == [f"export-{number}" for number in range(ROWS)]
-    body = lines[3]["response"]["body"]
-    assert [choice["message"]["content"] for choice in body["choices"]] == table["text"].to_pylist()[6:8]
-    assert body["usage"]["prompt_tokens"] == table["prompt_tokens"][6].as_py()
-    assert all(line["error"] is None for line in lines)
+
+def test_openai_requests_come_back_as_an_output_file_and_an_error_file(mill: Mill, chatty: str, tmp_path: Path) -> None:
+    lines = [
+        request("chat", "chat/completions", messages=[{"role": "user", "content": "hello"}], n=2, temperature=1),
+        request("too-long", "chat/completions", messages=[{"role": "user", "content": "word " * 900}]),
+        request("prompt", "completions", prompt="the lamp"),
+    ]
+    job = mill.call("submit", mill.write("requests.jsonl", "".join(lines)), "--model", chatty).ok().out.strip()
+    mill.wait_for(job, "completed")
+    target, failed = tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl"
+    done = mill.call("results", job, "--to", str(target), "--format", "openai").ok()
+    (chat, prompt), (error,) = (
+        [json.loads(line) for line in path.read_text().splitlines()] for path in (target, failed)
+    )
+
+    assert done.err == f"2 requests written to {target}, 1 that failed to {failed}\n"
+    assert [line["custom_id"] for line in (chat, prompt, error)] == ["chat", "prompt", "too-long"]
+    chats = ChatCompletion.model_validate(chat["response"]["body"], strict=True)
+    texts = Completion.model_validate(prompt["response"]["body"], strict=True)
+    table = mill.table(job)
+    assert [choice.message.content for choice in chats.choices] == table["text"].to_pylist()[:2]
+    assert [choice.text for choice in texts.choices] == table["text"].to_pylist()[3:]
+    assert chats.usage is not None
+    assert chats.usage.completion_tokens == sum(table["completion_tokens"].to_pylist()[:2])
+    assert error["error"]["code"] == "prompt_too_long"
+
+    printed = mill.call("results", job, "--to", "-", "--format", "openai").ok().out
+    assert [json.loads(line)["custom_id"] for line in printed.splitlines()] == ["chat", "too-long", "prompt"]
+    said = mill.call("results", job, "--to", f"{tmp_path}/", "--format", "openai", "--json").ok().json
+    assert (said["rows"], said["failed"], said["total"]) == (3, 1, 3)
+    assert said["errors"] == str(tmp_path / f"{job}.errors.jsonl")
+    assert mill.call("results", job, "--format", "openai", "--status", "ok").code == 2
+
+
+def test_columns_and_rows_can_be_chosen(mill: Mill, job: str) -> None:
+    done = mill.call("results", job, "--columns", "custom_id, number", "--status", "ok", "--head", "3").ok()
+    near = mill.call("results", job, "--columns", "nmber")
+
+    assert [json.loads(line) for line in done.out.splitlines()] == [
+        {"custom_id": "export-0", "number": 0}, {"custom_id": "export-0", "number": 0},
+        {"custom_id": "export-1", "number": 1},
+    ]  # fmt: skip
+    assert mill.call("results", job, "--status", "error").ok().out == ""
+    assert mill.call("results", job, "--status", "failed").code == 2
+    assert (near.code, near.out) == (2, "")
+    assert "did you mean 'number'?" in near.err
 
 
 def test_head_prints_the_first_rows_as_json_lines(mill: Mill, job: str) -> None:
@@ -125,13 +167,18 @@ def test_a_job_that_is_paused_half_way_has_partial_results(mill: Mill, tmp_path:
     mill.wait_for_rows(job, 10)
     mill.call("pause", job).ok()
     refused = mill.call("results", job)
-    mill.call("results", job, "--partial", "--to", str(tmp_path / "some.jsonl")).ok()
+    said = mill.call("results", job, "--partial", "--to", str(tmp_path / "some.jsonl")).ok().err
+    printed = mill.call("results", job, "--partial", "--columns", "row_index").ok()
     done = {json.loads(line)["row_index"] for line in (tmp_path / "some.jsonl").read_text().splitlines()}
     mill.call("resume", job).ok()
 
+    # A batch that was in hand may end between the two.
+    assert printed.err == f"job {job} still runs: {len(printed.out.splitlines())} of 120 rows are finished\n"
     assert refused.code == 1
     assert "has not ended" in refused.err
     assert 10 <= len(done) < 120
+    assert said.startswith(f"{len(done)} rows written to {tmp_path / 'some.jsonl'}; the job still runs: ")
+    assert said.endswith(f": {len(done)} of 120 rows are finished\n")
     assert all({first + step for step in range(10)} <= done for first in {10 * (index // 10) for index in done})
     assert mill.wait_for(job, "completed")["rows"]["completed"] == 120
     assert mill.table(job).num_rows == 120
