@@ -6,17 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import orjson
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
 from jobs.errors import Problem
 from jobs.spec import JobStatus
-from producer.check import CHARS_PER_TOKEN, CheckReport
 from producer.watch import clock
-
-_BAR = 32
 
 
 def say(text: str) -> None:
@@ -36,30 +32,6 @@ def problems_text(problems: list[Problem], total: int) -> str:
     if total > len(problems):
         lines.append(f"... and {total - len(problems):,} more")
     return "\n".join(lines)
-
-
-def report_text(report: CheckReport, seconds: float) -> str:
-    """What ``check`` prints."""
-    rate = report.rows / max(seconds, 1e-9)
-    lines = [
-        f"{report.source}: {_counted(report.rows, 'row', 'rows')}, "
-        f"{_counted(report.batches, 'batch', 'batches')} of {report.batch_size}, "
-        f"{report.invalid:,} bad  ({seconds:.1f} s, {rate:,.0f} rows/s)",
-        f"prompts: about {report.prompt_tokens:,} tokens (estimated at {CHARS_PER_TOKEN} characters each); "
-        f"outputs: {report.max_tokens:,} tokens at most",
-    ]
-    histogram = report.lengths.histogram()
-    if histogram:
-        lines.append("prompt length in characters:")
-        most = max(rows for _, _, rows in histogram)
-        for low, high, rows in histogram:
-            bar = "█" * max(1, round(_BAR * rows / most)) if rows else ""
-            lines.append(f"{low:>10,} to {high:<10,} {bar:{_BAR}} {rows:,}")
-    lines += [f"note: {note}" for note in report.notes]
-    for number, shown in enumerate(report.shown, start=1):
-        text = shown if isinstance(shown, str) else orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
-        lines += [f"--- prompt {number}", text]
-    return "\n".join(lines) + "\n"
 
 
 def head_text(batches: Iterator[pa.RecordBatch]) -> str:
@@ -103,10 +75,6 @@ def status_text(status: JobStatus) -> str:
         pairs.append(("results", status.results))
     width = max(len(name) for name, _ in pairs)
     return "".join(f"{name:<{width}}  {value}\n" for name, value in pairs)
-
-
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
 
 
 @contextmanager
