@@ -19,10 +19,10 @@ _CHUNK_ROWS, _CHUNK_CHARS = 2_000, 1 << 19
 _PIECE_CHARS = 1 << 18
 
 #: The most that a sample holds: a few seconds of counting.
-_SAMPLE_ROWS, _SAMPLE_CHARS = 100_000, 8_000_000
+_SAMPLE_ROWS, _SAMPLE_CHARS = 100_000, 4_000_000
 #: Characters of rows beside the sample that are counted because they are about as long as the context.
-_NEAR_CHARS = 8_000_000
-_NEAR = 0.8, 1.25
+_NEAR_CHARS = 4_000_000
+_NEAR = 0.5, 2.0
 
 
 class _Sample:
@@ -99,7 +99,7 @@ class CountingMeter(Meter):
         self._sample = _Sample(bounded=not every)
         self._near_chars = _NEAR_CHARS if context else 0
         self._waiting: list[_Waiting] = []
-        self._waiting_chars = self._more = self._counted = 0
+        self._waiting_chars = self._chars = self._more = self._counted = 0
 
     def see(self, row: CheckedRow, chars: int) -> None:
         self._rows += 1

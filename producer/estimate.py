@@ -10,8 +10,8 @@ from jobs.ledger import Shown
 from producer.fleet import Fleet
 from producer.tokens import Tokens
 
-#: Of the times that prompts alone and outputs alone would suggest: a larger ratio is worth a word.
-_MIXTURES_DIFFER = 3.0
+#: Of the times that prompts alone and outputs alone would suggest: a larger ratio is worth a word, of minutes.
+_MIXTURES_DIFFER, _WORTH_A_WORD_S = 3.0, 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         """``estimate`` of ``check --json``."""
         return {
-            "rows_per_s": self.rows_per_s,
-            "tokens_per_s": self.tokens_per_s,
-            "seconds": self.seconds,
-            "seconds_at_most": self.seconds_at_most,
+            "rows_per_s": round(self.rows_per_s, 3),
+            "tokens_per_s": round(self.tokens_per_s, 3),
+            "seconds": round(self.seconds, 3),
+            "seconds_at_most": round(self.seconds_at_most, 3),
             "output_tokens": self.output_tokens,
             "workers": self.workers,
             "basis": self.basis,
@@ -92,7 +92,7 @@ def _notes(work: int, expected: int, prompts: float, outputs: float, fleet: Flee
     notes = []
     if work and expected and prompts and outputs:
         low, high = sorted((work / prompts, expected / outputs))
-        if high > _MIXTURES_DIFFER * low:
+        if high > max(_MIXTURES_DIFFER * low, _WORTH_A_WORD_S):
             notes.append(
                 f"the work behind this estimate had {prompts / outputs:.2g} prompt tokens for each generated one, "
                 f"these rows have {work / expected:.2g}: it may take from {duration(low)} to {duration(high)}"

@@ -50,10 +50,10 @@ class Fleet:
 
         try:
             return _within(patience_s, ask)
-        except PromptmillError as error:
-            return cls(model, unknown=str(error))
         except TimeoutError:
             return cls(model, unknown=f"the store or Redis does not answer within {patience_s:g} s")
+        except PromptmillError as error:
+            return cls(model, unknown=str(error))
 
     @property
     def shown(self) -> list[Shown]:

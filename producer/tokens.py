@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from bisect import insort
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from typing import Any
 
 from producer.rows import CheckedRow
@@ -47,11 +48,11 @@ class Over:
     counted: int = 0
     first: list[LongRow] = field(default_factory=list)
 
-    def add(self, row: LongRow) -> None:
+    def add(self, number: int, file: str, line: int, tokens: int, max_tokens: int, counted: bool) -> None:
         self.rows += 1
-        self.counted += row.counted
-        if len(self.first) < _EXAMPLES or row < self.first[-1]:
-            insort(self.first, row)
+        self.counted += counted
+        if len(self.first) < _EXAMPLES or number < self.first[-1].number:
+            insort(self.first, LongRow(number, file, line, tokens, max_tokens, counted))
             del self.first[_EXAMPLES:]
 
     def to_json(self) -> dict[str, Any]:
@@ -124,21 +125,21 @@ class Meter:
         self._measured = chars_per_token is not None
         self._density = chars_per_token or CHARS_PER_TOKEN
         self._limit = context or sys.maxsize
-        self._rows = self._total = self._work = self._outputs = self._longest = self._chars = 0
+        self._rows = self._total = self._work = self._outputs = self._longest = 0
         self._chats = 0
         self._bins = [0] * _BINS
         self._too_long, self._cut = Over(), Over()
 
     def see(self, row: CheckedRow, chars: int) -> None:
         """A good row, whose prompt or messages have so many characters."""
-        tokens = -(-chars // self._density)
-        if row.messages is not None:
+        messages = row.messages
+        tokens = ceil(chars / self._density)
+        if messages is not None:
             self._chats += 1
             if not self._measured:
-                tokens += MESSAGE_TOKENS * len(row.messages)
-        self._chars += chars
+                tokens += MESSAGE_TOKENS * len(messages)
         self._rows += 1
-        self._take(self._rows, row.file, row.line, int(tokens), row.max_tokens, row.n, False)
+        self._take(self._rows, row.file, row.line, tokens, row.max_tokens, row.n, False)
 
     def finish(self) -> Tokens:
         """What was found; to be called once, after the last row."""
@@ -158,13 +159,13 @@ class Meter:
 
     def _take(self, number: int, file: str, line: int, tokens: int, max_tokens: int, n: int, counted: bool) -> None:
         self._total += tokens
-        self._work += tokens * n
         self._bins[(tokens >> 4).bit_length()] += 1
         if tokens > self._longest:
             self._longest = tokens
         if tokens + max_tokens > self._limit:
-            row = LongRow(number, file, line, tokens, max_tokens, counted)
             # An engine leaves room for one token at least.
-            (self._too_long if tokens >= self._limit else self._cut).add(row)
+            over = self._too_long if tokens >= self._limit else self._cut
+            over.add(number, file, line, tokens, max_tokens, counted)
             max_tokens = max(self._limit - tokens, 0)
+        self._work += tokens * n
         self._outputs += max_tokens * n

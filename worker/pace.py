@@ -76,8 +76,8 @@ class Pace:
                 context=context,
                 chars_per_token=round(self._chars / self._prompt_tokens, 4) if self._prompt_tokens else 0.0,
                 max_tokens_used=round(self._used / self._allowed, 4) if self._allowed else 0.0,
-                rows_per_s=rows / seconds,
-                prompt_tokens_per_s=prompts / seconds,
-                tokens_per_s=outputs / seconds,
-                at=self._worked_at,
+                rows_per_s=round(rows / seconds, 4),
+                prompt_tokens_per_s=round(prompts / seconds, 4),
+                tokens_per_s=round(outputs / seconds, 4),
+                at=round(self._worked_at, 3),
             )

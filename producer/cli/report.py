@@ -12,7 +12,7 @@ from producer.estimate import Estimate, duration
 from producer.forecast import Forecast
 from producer.tokens import Over, Tokens
 
-_WIDTH, _LABEL, _BAR = 80, 10, 36
+_WIDTH, _LABEL, _BAR = 80, 12, 36
 
 #: Rows beyond a limit that people are shown.
 _SHOWN = 5
@@ -45,12 +45,12 @@ def _summary(report: CheckReport, forecast: Forecast, seconds: float) -> Iterato
     yield from _entry("prompts", f"{about}{tokens.total:,} tokens, {tokens.longest:,} at most", tokens.method)
     yield from _entry("outputs", _outputs(tokens, report.result_rows, forecast.estimate))
     if forecast.context is not None:
-        yield from _entry("context", f"{forecast.context:,} tokens, says {forecast.context_from}")
+        yield from _entry("context", f"{forecast.context:,} tokens ({forecast.context_from})")
     yield from _entry("time", *_time(forecast))
 
 
 def _outputs(tokens: Tokens, result_rows: int, estimate: Estimate | None) -> str:
-    text = f"{tokens.outputs:,} tokens at most, of {counted(result_rows, 'text', 'texts')}"
+    text = f"at most {tokens.outputs:,} tokens, in {counted(result_rows, 'text', 'texts')}"
     if estimate is not None and estimate.max_tokens_used is not None:
         share = f"{estimate.max_tokens_used:.0%}"
         text += f"; about {estimate.output_tokens:,}, if they use {share} of their max_tokens as others did"
@@ -62,10 +62,11 @@ def _time(forecast: Forecast) -> tuple[str, ...]:
     if estimate is None:
         return ("unknown" if forecast.fleet else "--model NAME asks its live workers",)
     speed = f"{_rate(estimate.rows_per_s)} rows/s, {_rate(estimate.tokens_per_s)} tokens/s"
+    seconds, most = duration(estimate.seconds), duration(estimate.seconds_at_most)
     if estimate.max_tokens_used is None:
-        return f"at most {duration(estimate.seconds_at_most)} ({speed})", estimate.basis
-    most = duration(estimate.seconds_at_most)
-    return f"about {duration(estimate.seconds)}, at most {most} ({speed})", estimate.basis
+        return f"at most {most} or so ({speed})", estimate.basis
+    about = seconds if seconds.startswith("less") else f"about {seconds}"
+    return f"{about}{f', at most {most}' if most != seconds else ''} ({speed})", estimate.basis
 
 
 def _histogram(tokens: Tokens) -> Iterator[str]:
@@ -95,8 +96,8 @@ def _warnings(tokens: Tokens, context: int | None) -> Iterator[str]:
 def over_sentences(tokens: Tokens, context: int) -> Iterator[tuple[str, Over]]:
     """What becomes of rows beyond the context, and which those are: warnings, for the others run all the same."""
     for over, fate in (
-        (tokens.too_long, "do not fit into the context of {} tokens: they become error rows (prompt_too_long)"),
-        (tokens.cut, "may be cut: prompt and max_tokens are more than the context of {} tokens"),
+        (tokens.too_long, "too long for the context of {} tokens (error rows: prompt_too_long)"),
+        (tokens.cut, "that may be cut: prompt and max_tokens exceed the context of {} tokens"),
     ):
         if over.rows:
             probably = "" if over.counted == over.rows else "probably "
