@@ -22,6 +22,9 @@ _PIECE_CHARS = 1 << 18
 _SAMPLE_ROWS, _SAMPLE_CHARS = 100_000, 4_000_000
 #: Characters of rows beside the sample that are counted because they are about as long as the context.
 _NEAR_CHARS = 4_000_000
+#: Longer prompts are no part of a sample, for one of them can be as much as all others: so many characters of them are
+#: counted, beyond which they are taken for as dense as the sample.
+_HUGE_CHARS, _ALL_HUGE_CHARS = 1 << 16, 1 << 24
 _NEAR = 0.5, 2.0
 
 
@@ -62,10 +65,10 @@ class _Sample:
         return self.chars / self.tokens if self.tokens else None
 
     @property
-    def error(self) -> float:
+    def error(self) -> float | None:
         """Of the ratio estimate of all tokens by all characters: 1.96 standard errors, as a share of it."""
-        if self.rows < 2:
-            return 1.0
+        if self.rows < 2 or not self.tokens:
+            return None
         ratio = self.tokens / self.chars
         squares = sum((t - ratio * c) ** 2 for c, t in zip(self._chars, self._tokens, strict=True))
         return 1.96 * math.sqrt(squares / (self.rows - 1) / self.rows) / (self.tokens / self.rows)
@@ -96,10 +99,17 @@ class CountingMeter(Meter):
         super().__init__(context)
         self._tokenizer, self._name = tokenizer, name
         self._special = tokenizer.num_special_tokens_to_add(False)
+        self._bounded = not every
         self._sample = _Sample(bounded=not every)
         self._near_chars = _NEAR_CHARS if context else 0
         self._waiting: list[_Waiting] = []
-        self._waiting_chars = self._chars = self._more = self._counted = 0
+        self._waiting_chars = self._counted = self._counted_chars = self._counted_tokens = 0
+        # Of all rows: characters, and what special tokens and templates add. Of those that are no part of the sample:
+        # their tokens, and the characters that may still be counted.
+        self._chars = self._more = self._huge = self._huge_chars = 0
+        self._huge_left = _ALL_HUGE_CHARS
+        #: Rows that the tokenizer failed on.
+        self._failed = 0
 
     def see(self, row: CheckedRow, chars: int) -> None:
         self._rows += 1
@@ -109,11 +119,15 @@ class CountingMeter(Meter):
             self._chats += 1
         more = self._special if messages is None else MESSAGE_TOKENS * len(messages)
         self._more += more
-        sampled = self._sample.wants()
+        huge = chars > _HUGE_CHARS
+        sampled = not huge and self._sample.wants()
         if not sampled:
-            tokens = math.ceil(chars / self._density) + more
-            if not self._is_near(tokens, chars):
-                self._take(self._rows, row.file, row.line, tokens, row.max_tokens, row.n, False)
+            if not self._counted:
+                self._count()  # so that it is known how dense prompts are
+            tokens = math.ceil(chars / self._density)
+            if not (self._is_counted(chars) if huge else self._is_near(tokens + more, chars)):
+                self._huge += tokens if huge else 0
+                self._take(self._rows, row.file, row.line, tokens + more, row.max_tokens, row.n, False)
                 return
         text = row.prompt if messages is None else "\n".join(message["content"] for message in messages)
         self._waiting.append(_Waiting(self._rows, row.file, row.line, text or "", more, row.max_tokens, row.n, sampled))
@@ -123,17 +137,17 @@ class CountingMeter(Meter):
 
     def finish(self) -> Tokens:
         self._count()
-        chats = f", {WITHOUT_TEMPLATE}" if self._chats else ""
+        how = f", {WITHOUT_TEMPLATE}" if self._chats else ""
+        if self._failed:
+            how += f" (it failed on {self._failed:,} of them: error rows, tokenizer_error)"
         total = self._total
         if self._counted == self._rows:
-            method = f"counted with {self._name}{chats}"
+            method = f"counted with {self._name}{how}"
             return self._found(self._counted, total, method, self._chars / total if total else self._density)
         sample, error = self._sample, self._sample.error
-        total = round(self._chars / self._density) + self._more
-        method = (
-            f"estimated within {100 * error:.2g} % from {sample.rows:,} rows counted with {self._name}{chats}; "
-            "--exact-tokens counts all"
-        )
+        total = round((self._chars - self._huge_chars) / self._density) + self._huge + self._more
+        within, rows = ("", self._counted) if error is None else (f" within {100 * error:.2g} %", sample.rows)
+        method = f"estimated{within} from {rows:,} rows counted with {self._name}{how}; --exact-tokens counts all"
         return self._found(self._counted, total, method, self._chars / total, error)
 
     def _is_near(self, tokens: int, chars: int) -> bool:
@@ -144,18 +158,44 @@ class CountingMeter(Meter):
         self._near_chars -= chars
         return True
 
+    def _is_counted(self, chars: int) -> bool:
+        """Whether a huge row is counted."""
+        self._huge_chars += chars
+        if self._bounded and self._huge_left <= 0:
+            return False
+        self._huge_left -= chars
+        return True
+
     def _count(self) -> None:
         waiting, self._waiting, self._waiting_chars = self._waiting, [], 0
         for row, tokens in zip(waiting, self._lengths([row.text for row in waiting]), strict=True):
             self._counted += 1
+            self._counted_chars += len(row.text)
+            self._counted_tokens += tokens
             if row.sampled:
                 self._sample.add(len(row.text), tokens)
+            elif len(row.text) > _HUGE_CHARS:
+                self._huge += tokens
             self._take(row.number, row.file, row.line, tokens + row.more, row.max_tokens, row.n, True)
         self._sample.thin()
-        self._density = self._sample.density or self._density
+        chars, tokens = self._counted_chars, self._counted_tokens
+        self._density = self._sample.density or (chars / tokens if tokens else self._density)
 
     def _lengths(self, texts: list[str]) -> list[int]:
         """Tokens of each text, special ones left out."""
-        pieces = [text[at : at + _PIECE_CHARS] for text in texts for at in range(0, max(len(text), 1), _PIECE_CHARS)]
-        counts = iter(map(len, self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)))
-        return [sum(next(counts) for _ in range(0, max(len(text), 1), _PIECE_CHARS)) for text in texts]
+        try:
+            counts = iter(self._encode([text for text in texts if len(text) <= _PIECE_CHARS]))
+        except Exception:  # it has no exception type of its own, and does not say of which text it is
+            return [self._length(text) for text in texts]
+        return [next(counts) if len(text) <= _PIECE_CHARS else self._length(text) for text in texts]
+
+    def _length(self, text: str) -> int:
+        pieces = (text[at : at + _PIECE_CHARS] for at in range(0, len(text), _PIECE_CHARS))
+        try:
+            return sum(self._encode([piece])[0] for piece in pieces)
+        except Exception:
+            self._failed += 1
+            return math.ceil(len(text) / self._density)
+
+    def _encode(self, texts: list[str]) -> list[int]:
+        return list(map(len, self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)))

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 import producer.counting
 from jobs.spec import SamplingParams
@@ -115,6 +117,31 @@ def test_a_prompt_of_many_pieces_is_about_as_long_as_in_one(
     length = len(tokenizer.encode(text))
     assert length <= tokens.longest <= length + 3 * 11
     assert tokens.counted == 2
+
+
+def test_a_few_huge_prompts_do_not_spoil_a_sample(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_SAMPLE_ROWS", 100), ("_CHUNK_ROWS", 50), ("_HUGE_CHARS", 1_000), ("_PIECE_CHARS", 10_000)):
+        monkeypatch.setattr(producer.counting, name, value)
+    rows = [{"prompt": "qzx" * 20_000}, *prompts(2_000)]
+    total = sum(truth(tokenizer, rows))
+    tokens = checked(rows, CountingMeter(tokenizer, "copy")).tokens
+    assert tokens.estimated > 1_000
+    assert tokens.longest == 60_000
+    assert abs(tokens.total - total) < 0.02 * total
+
+    monkeypatch.setattr(producer.counting, "_ALL_HUGE_CHARS", 100_000)
+    tokens = checked([rows[0]] * 60, CountingMeter(tokenizer, "copy")).tokens
+    assert (tokens.counted, tokens.estimated) == (2, 58)
+    assert tokens.error is None
+    assert abs(tokens.total - 60 * 60_000) <= 0.02 * 60 * 60_000
+
+
+def test_a_prompt_that_the_tokenizer_fails_on_is_said_to_be_one() -> None:
+    words = Tokenizer(WordLevel({"the": 0, "lamp": 1}))  # and no token for unknown words
+    words.pre_tokenizer = Whitespace()
+    tokens = checked([{"prompt": "the lamp"}, {"prompt": "the odd lamp"}], CountingMeter(words, "copy")).tokens
+    assert (tokens.total, tokens.counted) == (2 + 3, 2)
+    assert tokens.method == "counted with copy (it failed on 1 of them: error rows, tokenizer_error)"
 
 
 def test_messages_are_counted_without_the_template(tokenizer: Tokenizer) -> None:
