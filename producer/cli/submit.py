@@ -41,11 +41,11 @@ _UNCLEAR = "the job may have been submitted; the same command goes on with it, o
 _CLOCKS = timedelta(seconds=5)
 
 _CHECK_EXAMPLES = EPILOG_NEWLINES.join(
-    (
-        "Examples:",
-        "promptmill check products.csv --template 'Write about {title}' --show 2",
-        "promptmill check products.csv --template @prompt.txt --model copy=./my-model --max-tokens 80",
-        "promptmill check prompts.jsonl --tokenizer ./my-model --json",
+    f"Example: promptmill check {arguments}"
+    for arguments in (
+        "products.csv --template 'Write about {title}' --show 2",
+        "products.csv --template @prompt.txt --model copy=./my-model --max-tokens 80",
+        "prompts.jsonl --tokenizer ./my-model --json",
     )
 )
 _EXAMPLE = "Example: promptmill {} products.csv --template 'Write about {{title}}' {}"
