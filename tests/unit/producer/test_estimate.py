@@ -152,15 +152,16 @@ class TestLook:
         with socket.create_server(("127.0.0.1", 0)) as web:
 
             def answer() -> None:
-                for _ in range(2):
-                    connection, _ = web.accept()
+                connection, _ = web.accept()
+                with connection:
                     connection.recv(1_000)
                     connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                    connection.close()
 
-            Thread(target=answer, daemon=True).start()
+            server = Thread(target=answer)
+            server.start()
             wrong = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{web.getsockname()[1]}"})
             assert "answers, but is no Redis" in str(Fleet.look(wrong, "copy").unknown)
+            server.join()
 
 
 class TestPrepare:
