@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from jobs.errors import Problem, SourceError
@@ -22,9 +22,7 @@ from producer.duplicates import DuplicateFinder
 from producer.requests import CheckedRow, CheckedRows, error_row
 from producer.rows import RowChecker, RowOptions
 from producer.sources import Source, SourceRow
-
-#: English text in the tokenizers of common models. An estimate: only a worker has the model's tokenizer.
-CHARS_PER_TOKEN = 4
+from producer.tokens import Meter, Tokens, guessed
 
 _BINS = 32
 
@@ -65,15 +63,18 @@ class CheckReport:
     #: The first requests, rendered: prompts as text, messages as lists.
     shown: list[str | list[dict[str, Any]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    #: What the pass's meter found, if it had one.
+    metered: Tokens | None = None
 
     @property
     def batches(self) -> int:
         return -(-self.rows // self.batch_size)
 
     @property
-    def prompt_tokens(self) -> int:
-        """Estimated at CHARS_PER_TOKEN."""
-        return -(-self.lengths.total // CHARS_PER_TOKEN)
+    def tokens(self) -> Tokens:
+        """As the pass's meter found them; without one, guessed from characters."""
+        lengths = self.lengths
+        return self.metered or guessed(lengths.bins, lengths.total, lengths.longest, self.max_tokens)
 
     @property
     def ok(self) -> bool:
@@ -88,7 +89,8 @@ class CheckReport:
             raise SourceError(self.problems, self.total_problems)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``check --json`` prints."""
+        """What ``check --json`` prints, but for the forecast."""
+        tokens = self.tokens
         return {
             "source": self.source,
             "ok": self.ok,
@@ -112,8 +114,11 @@ class CheckReport:
                 "longest": self.lengths.longest,
                 "histogram": [{"from": low, "to": high, "rows": rows} for low, high, rows in self.lengths.histogram()],
             },
-            "estimated_prompt_tokens": self.prompt_tokens,
+            "estimated_prompt_tokens": tokens.total,
             "max_completion_tokens": self.max_tokens,
+            "tokens": tokens.to_json(),
+            "too_long": tokens.too_long.to_json(),
+            "cut": tokens.cut.to_json(),
             "shown": self.shown,
             "notes": self.notes,
         }
@@ -127,8 +132,9 @@ def check(
     limit_problems: int = 20,
     show: int = 0,
     skip_invalid: bool = False,
+    meter: Meter | None = None,
 ) -> CheckReport:
-    """Checks every row of ``source`` and keeps none.
+    """Checks every row of ``source`` and keeps none; ``meter`` is shown all good ones.
 
     Raises InputError where the options do not fit its columns; what is wrong with rows is in the report.
     """
@@ -139,6 +145,7 @@ def check(
         limit_problems=limit_problems,
         show=show,
         skip_invalid=skip_invalid,
+        meter=meter,
     )
     for _ in checking.blocks():
         pass
@@ -160,6 +167,7 @@ class Checking:
         limit_problems: int = 20,
         show: int = 0,
         skip_invalid: bool = False,
+        meter: Meter | None = None,
     ) -> None:
         self.report = CheckReport(source.name, batch_size, skip_invalid, notes=source.notes)
         self._source = source
@@ -167,6 +175,7 @@ class Checking:
         self._checker = RowChecker(options, source)
         self._limit = limit_problems
         self._show = show
+        self._meter = meter
         self._ids = DuplicateFinder()
         #: Where each file begins in the sequence of all lines, and its name.
         self._starts: list[int] = []
@@ -193,6 +202,8 @@ class Checking:
             if not report.total_problems or report.skip_invalid:
                 yield rows
         self._find_duplicates()
+        if self._meter is not None:
+            report.metered = self._meter.finish()
         if not report.total_problems:
             self._checker.finish()
 
@@ -235,12 +246,16 @@ class Checking:
         lengths.longest = max(lengths.longest, *chars)
         for bits, count in Counter(map(int.bit_length, chars)).items():
             lengths.bins[min(bits, _BINS - 1)] += count
-        if len(report.shown) < self._show:
-            self._keep_samples(rows)
+        if self._meter is not None or len(report.shown) < self._show:
+            self._look_at(rows, chars)
 
-    def _keep_samples(self, rows: CheckedRows) -> None:
-        good = (row for row in rows if row.problem is None)
-        for row in islice(good, self._show - len(self.report.shown)):
+    def _look_at(self, rows: CheckedRows, chars: list[int]) -> None:
+        """What looks at each good row; ``chars`` are their lengths."""
+        good = [row for row in rows if row.problem is None]
+        if self._meter is not None:
+            for row, length in zip(good, chars, strict=True):
+                self._meter.see(row, length)
+        for row in good[: self._show - len(self.report.shown)]:
             self.report.shown.append(row.prompt if row.prompt is not None else row.messages or [])
 
     def _note(self, problem: Problem, *, fatal: bool = False) -> None:

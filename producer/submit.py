@@ -20,6 +20,7 @@ from producer.connection import Connection
 from producer.rows import RowOptions
 from producer.sources import Source
 from producer.stage_writer import StageWriter
+from producer.tokens import Meter
 
 _log = logging.getLogger(__name__)
 
@@ -59,11 +60,12 @@ def submit(
     skip_invalid: bool = False,
     again: bool = False,
     progress: StageProgress = lambda rows: None,
+    meter: Meter | None = None,
 ) -> Submitted:
     """Check and stage the rows of ``source``, accept them as a job, and start its permits.
 
-    Nothing is accepted unless every row is good, or ``skip_invalid`` and some are. Raises SourceError,
-    InputError, JobConflictError, UnavailableError.
+    Nothing is accepted unless every row is good, or ``skip_invalid`` and some are. ``meter`` is shown the good
+    ones. Raises SourceError, InputError, JobConflictError, UnavailableError.
     """
     if job_id is not None:
         check_job_id(job_id)
@@ -71,7 +73,9 @@ def submit(
     connection.check_broker()
     stage = f"{now():%Y%m%d}-{secrets.token_hex(8)}"
     try:
-        staged, report = stage_source(connection.store, source, options, spec, stage, skip_invalid, progress)
+        staged, report = stage_source(
+            connection.store, source, options, spec, stage, skip_invalid=skip_invalid, progress=progress, meter=meter
+        )
     except BaseException:
         discard_stage(connection.store, stage)
         raise
@@ -117,14 +121,16 @@ def stage_source(
     options: RowOptions,
     spec: JobSpec,
     stage: str,
+    *,
     skip_invalid: bool = False,
     progress: StageProgress = lambda rows: None,
+    meter: Meter | None = None,
 ) -> tuple[JobFile, CheckReport]:
     """Write the input batches; the job as it would be accepted, under its default id.
 
     Raises SourceError, InputError, StoreUnavailableError; what was written by then stays.
     """
-    checking = Checking(source, options, batch_size=spec.batch_size, skip_invalid=skip_invalid)
+    checking = Checking(source, options, batch_size=spec.batch_size, skip_invalid=skip_invalid, meter=meter)
     builder = BatchBuilder(spec.batch_size, source.types)
     with StageWriter(store, stage) as writer:
         for batch in builder.batches(checking.blocks()):

@@ -18,6 +18,7 @@ from jobs.store import Store
 from worker.engine.request import Engine
 from worker.leases import Leases
 from worker.models import PromptTokenizer
+from worker.pace import Pace
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class WorkerContext:
     #: The weights that jobs are pinned to, by job, as far as they were looked up.
     pins: dict[str, str] = field(default_factory=dict)
     leases: Leases = field(default_factory=Leases)
+    pace: Pace = field(default_factory=Pace)
     #: Set by SIGTERM: no more claims.
     draining: threading.Event = field(default_factory=threading.Event)
     #: Set when the grace period is over: what runs is handed back.
@@ -81,7 +83,14 @@ class WorkerContext:
 
     def info(self, rows_per_s: float = 0.0, tokens_per_s: float = 0.0) -> WorkerInfo:
         """The registration with this moment's figures."""
-        return replace(self.registration, in_hand=len(self.leases), rows_per_s=rows_per_s, tokens_per_s=tokens_per_s)
+        shown = self.pace.shown(self.engine.limits.max_length)
+        return replace(
+            self.registration,
+            in_hand=len(self.leases),
+            rows_per_s=rows_per_s,
+            tokens_per_s=tokens_per_s,
+            shown=shown,
+        )
 
     @contextmanager
     def admission(self, poll_s: float = 0.05) -> Iterator[bool]:

@@ -165,8 +165,13 @@ def _submit(worker: WorkerContext, job: JobFile, prompts: Iterable[Prompt], leas
 def encode(worker: WorkerContext, prompt: Prompt) -> list[int]:
     """The token ids of a row: its prompt as it is, or its messages through the model's chat template."""
     if prompt.messages is not None:
-        return worker.tokenizer.render(prompt.messages)
-    return worker.tokenizer.encode(prompt.prompt or "")
+        ids = worker.tokenizer.render(prompt.messages)
+        chars = sum(len(message["content"]) for message in prompt.messages)
+    else:
+        ids = worker.tokenizer.encode(prompt.prompt or "")
+        chars = len(prompt.prompt or "")
+    worker.pace.prompt(chars, len(ids))
+    return ids
 
 
 def _collect(worker: WorkerContext, pending: _Pending, lease: HeldLease) -> ResultRow:
@@ -189,6 +194,8 @@ def _collect(worker: WorkerContext, pending: _Pending, lease: HeldLease) -> Resu
         return row
     if completion.error_code is not None:
         return _failed(row, completion.error_code, completion.error_message)
+    allowed = min(prompt.sampling.max_tokens, worker.engine.limits.max_length - completion.prompt_tokens)
+    worker.pace.output(len(completion.token_ids), allowed)
     row.text, row.finish_reason = completion.text, completion.finish_reason
     row.mean_logprob = completion.mean_logprob
     lease.rows_done, lease.tokens = lease.rows_done + 1, lease.tokens + len(completion.token_ids)

@@ -166,7 +166,9 @@ class Heartbeat(threading.Thread):
         if context.engine.failure is not None or self._pulse.still_s > context.settings.stall_s:
             _log.critical("the engine %s: the process ends", "died" if context.engine.failure else "stands still")
             os._exit(EXIT_ENGINE)
-        context.ledger.register(context.info(self._pulse.rows_per_s, self._pulse.tokens_per_s))
+        has_work = any(lease.claim.kind != FINALIZE for lease in context.leases)
+        worked = context.pace.look(stats, has_work)
+        context.ledger.register(context.info(self._pulse.rows_per_s, self._pulse.tokens_per_s), worked=worked)
         progresses = self._pulse.still_s <= context.settings.stall_s / 2
         held = [lease for lease in context.leases if progresses or lease.claim.kind == FINALIZE]
         beats = [

@@ -12,6 +12,7 @@ from jobs.ledger.model import (
     JobState,
     LeaseState,
     Release,
+    Shown,
     Sweep,
     WorkerInfo,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "LeaseState",
     "Ledger",
     "Release",
+    "Shown",
     "Sweep",
     "WorkerInfo",
 ]

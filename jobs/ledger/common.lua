@@ -11,6 +11,7 @@
 -- unpinned:M    zset    member -> pass, of claimable jobs that no worker has begun
 -- pinned:F:M    zset    member -> pass, of claimable jobs that belong to the workers of fingerprint F
 -- due:M         zset    job -> since when, of jobs that wait for a finalizer
+-- shown:M       string  JSON of what a worker of the model last showed while it had work (with a TTL)
 -- job:J         hash    spec, status, counters, cursor, pass, fingerprint, rate marks
 -- job:J:returned list   batches given back, the next to claim first
 -- job:J:done    bitmap  batches whose part is in the store

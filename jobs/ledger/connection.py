@@ -105,6 +105,8 @@ def _reason(error: RedisError) -> str | None:
             return reason
     if isinstance(error, redis.exceptions.TimeoutError):
         return "does not answer in time"
+    if isinstance(error, redis.exceptions.InvalidResponse):
+        return "answers, but is no Redis: check PROMPTMILL_REDIS_URL"
     if isinstance(error, redis.exceptions.ConnectionError):
         return f"cannot be reached: {str(error).rstrip('.')}"
     if isinstance(error, ResponseError):

@@ -20,6 +20,7 @@ TEMPLATES = {
     "unpinned": "unpinned:{}",
     "pinned": "pinned:{}:{}",
     "due": "due:{}",
+    "shown": "shown:{}",
     # For each job.
     "job": "job:{}",
     "job_returned": "job:{}:returned",

@@ -18,7 +18,7 @@ import redis
 
 from jobs.errors import InputError, RedisFullError, UnknownJobError
 from jobs.ledger import connection, keys, replies
-from jobs.ledger.model import Beat, Claim, Finished, JobState, LeaseState, Release, Sweep, WorkerInfo
+from jobs.ledger.model import Beat, Claim, Finished, JobState, LeaseState, Release, Shown, Sweep, WorkerInfo
 from jobs.ledger.replies import text
 from jobs.results import PartCounts
 from jobs.spec import JobFile, Retry, Status
@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 
 #: Seconds that a worker is listed after its last sign of life: three rounds of heartbeats.
 WORKER_TTL_S = 30
+#: Seconds that what workers of a model have shown is remembered.
+SHOWN_TTL_S = 7 * 86_400
 #: Leases and deadlines that one sweep handles at most, so that no script holds Redis up.
 SWEEP_LIMIT = 1_000
 #: Batches, or jobs, that one script call handles at most, for the same reason.
@@ -285,10 +287,16 @@ class Ledger:
 
     # -- Workers.
 
-    def register(self, worker: WorkerInfo) -> None:
-        """Lists a worker for the next 30 s; to be repeated with every round of heartbeats."""
-        flat = [item for pair in asdict(worker).items() for item in pair]
-        self._scripts.run_twice("register", worker.id, WORKER_TTL_S, *flat)
+    def register(self, worker: WorkerInfo, *, worked: bool = False) -> None:
+        """Lists a worker for the next 30 s; to be repeated with every round of heartbeats.
+
+        Where it has ``worked`` since the last, what it has shown is kept for its model too: for SHOWN_TTL_S, with or
+        without live workers.
+        """
+        shown = json.dumps(asdict(worker.shown))
+        flat = [item for pair in {**asdict(worker), "shown": shown}.items() for item in pair]
+        kept = shown if worked else ""
+        self._scripts.run_twice("register", worker.id, WORKER_TTL_S, worker.model, kept, SHOWN_TTL_S, *flat)
 
     def unregister(self, worker_id: str) -> None:
         """Takes a worker off the list at once."""
@@ -305,6 +313,11 @@ class Ledger:
             elif info := replies.worker_info(fields):
                 found.append(info)
         return found
+
+    def shown(self, model: str) -> Shown | None:
+        """What the worker of ``model`` showed that was the last to have work; None if none had in seven days."""
+        reply = self._command("GET", self._key("shown", model))
+        return None if reply is None else replies.shown(text(reply))
 
     # -- The server and the store.
 

@@ -90,6 +90,28 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What a worker knows of its model, and how fast it was while it had work. Zero is "not known yet".
+
+    Idleness changes nothing of it: what is asked of a fleet that rests is how fast it will be. Measured over the last
+    half hour of work or so.
+    """
+
+    #: Tokens of prompt and output together that the engine takes.
+    context: int = 0
+    #: Characters of prompts for each of their tokens, whatever the tokenizer and the chat template add included.
+    chars_per_token: float = 0.0
+    #: The share of their max_tokens that rows have used.
+    max_tokens_used: float = 0.0
+    #: Result rows, and tokens of their prompts (those taken from other rows included) and outputs, each second.
+    rows_per_s: float = 0.0
+    prompt_tokens_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    #: When it last had work, seconds since the epoch by the worker's clock.
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """A worker process as it registers itself. The fingerprint is the hash of the weights' identity, revision and
     dtype: a job stays with the fingerprint that first claimed one of its batches."""
@@ -108,8 +130,10 @@ class WorkerInfo:
     version: str
     started_at: float
     in_hand: int = 0
+    #: Rows and output tokens since the last heartbeat.
     rows_per_s: float = 0.0
     tokens_per_s: float = 0.0
+    shown: Shown = field(default_factory=Shown)
 
 
 @dataclass(frozen=True, slots=True)

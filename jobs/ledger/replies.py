@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from typing import Any
 
-from jobs.ledger.model import Claim, JobState, WorkerInfo
+from jobs.ledger.model import Claim, JobState, Shown, WorkerInfo
 from jobs.spec import Retry, Status
 
 #: Seconds without a finished batch after which a job's rate is 0.
@@ -112,4 +113,12 @@ def _worker_info(fields: dict[str, str]) -> WorkerInfo:
         revision=fields["revision"], slots=int(fields["slots"]), version=fields["version"],
         started_at=float(fields["started_at"]), in_hand=int(fields["in_hand"]),
         rows_per_s=float(fields["rows_per_s"]), tokens_per_s=float(fields["tokens_per_s"]),
+        shown=shown(fields.get("shown")),
     )  # fmt: skip
+
+
+def shown(encoded: str | None) -> Shown:
+    """What a worker has shown: of an earlier version nothing, of a later one what this version knows."""
+    content = json.loads(encoded) if encoded else {}
+    names = {item.name for item in dataclasses.fields(Shown)}
+    return Shown(**{name: value for name, value in content.items() if name in names})

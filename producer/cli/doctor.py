@@ -22,7 +22,7 @@ def add_commands(app: typer.Typer) -> None:
 
 @with_flags(place=PlaceFlags)
 def workers_command(place: PlaceFlags, as_json: JsonFlag = False) -> None:
-    """Live workers: model, device, slots, rows/s, tokens/s, batches in hand."""
+    """Live workers: model, device, context length, slots, rows/s, tokens/s, batches in hand."""
     with opened(place) as connection:
         found = connection.ledger.workers()
     if as_json:
@@ -31,7 +31,7 @@ def workers_command(place: PlaceFlags, as_json: JsonFlag = False) -> None:
     if not found:
         say("no live workers; `promptmill-worker start --model NAME=PATH_OR_ID` starts one")
         return
-    columns = ("worker", "model", "device", "dtype", "in hand", "slots", "rows/s", "tokens/s")
+    columns = ("worker", "model", "device", "dtype", "context", "in hand", "slots", "rows/s", "tokens/s")
     table = Table(*columns, box=None, pad_edge=False)
     for worker in found:
         table.add_row(
@@ -39,6 +39,7 @@ def workers_command(place: PlaceFlags, as_json: JsonFlag = False) -> None:
             worker.model,
             worker.device,
             worker.dtype,
+            f"{worker.shown.context:,}" if worker.shown.context else "",
             str(worker.in_hand),
             str(worker.slots),
             f"{worker.rows_per_s:,.1f}",

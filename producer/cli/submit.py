@@ -1,9 +1,8 @@
-"""``check`` and ``submit``: what begins with a source."""
+"""``submit``: a source becomes a job."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -11,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import Interrupted, json_out
-from jobs.errors import InputError, SourceError, UnavailableError
+from jobs.console import EPILOG_NEWLINES, Interrupted, json_out
+from jobs.errors import SourceError, UnavailableError
 from jobs.layout import JOBS, results_prefix
 from jobs.spec import JobSpec, now
-from producer.check import check
+from producer.cli.check import check_command, open_named
+from producer.cli.check_text import over_sentences
 from producer.cli.flags import (
     JobFlags,
     JsonFlag,
@@ -25,11 +25,13 @@ from producer.cli.flags import (
     SourceArgument,
     with_flags,
 )
-from producer.cli.text import problems_text, report_text, say, staging
+from producer.cli.text import problems_text, say, staging
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
+from producer.fleet import Fleet
+from producer.forecast import for_submit
 from producer.rows import RowChecker
-from producer.sources import Source, open_source
+from producer.sources import Source
 from producer.submit import Submitted
 from producer.submit import submit as submit_source
 
@@ -38,45 +40,22 @@ _UNCLEAR = "the job may have been submitted; the same command goes on with it, o
 #: How far the clock of a store may be behind this machine's.
 _CLOCKS = timedelta(seconds=5)
 
+_CHECK_EXAMPLES = EPILOG_NEWLINES.join(
+    f"Example: promptmill check {arguments}"
+    for arguments in (
+        "products.csv --template 'Write about {title}' --show 2",
+        "products.csv --template @prompt.txt --model copy=./my-model --max-tokens 80",
+        "prompts.jsonl --tokenizer ./my-model --json",
+    )
+)
 _EXAMPLE = "Example: promptmill {} products.csv --template 'Write about {{title}}' {}"
 
 ModelFlag = Annotated[str, typer.Option("--model", metavar="NAME", help="The name that workers serve the model by.")]
 
 
 def add_commands(app: typer.Typer) -> None:
-    app.command("check", epilog=_EXAMPLE.format("check", "--show 2"))(check_command)
+    app.command("check", epilog=_CHECK_EXAMPLES)(check_command)
     app.command("submit", epilog=_EXAMPLE.format("submit", "--model copy --max-tokens 80"))(submit_command)
-
-
-@with_flags(prompts=PromptFlags, sampling=SamplingFlags)
-def check_command(
-    source: SourceArgument,
-    prompts: PromptFlags,
-    sampling: SamplingFlags,
-    show: Annotated[int, typer.Option(min=0, help="Print this many rendered prompts.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 256,
-    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Bad rows are no reason to fail.")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Validate every row of SOURCE; nothing is enqueued."""
-    options = prompts.row_options(sampling.params())
-    started = time.perf_counter()
-    report = check(
-        _open(source, prompts),
-        options,
-        batch_size=batch_size,
-        show=show,
-        skip_invalid=skip_invalid,
-        limit_problems=10_000 if as_json else 20,
-    )
-    if as_json:
-        json_out(report.to_json())
-    else:
-        sys.stdout.write(report_text(report, time.perf_counter() - started))
-    if not report.ok:
-        if not as_json:
-            say(problems_text(report.problems, report.total_problems))
-        raise typer.Exit(2)
 
 
 @with_flags(prompts=PromptFlags, sampling=SamplingFlags, job=JobFlags, place=PlaceFlags)
@@ -118,15 +97,9 @@ def open_rows(source: str, spec: JobSpec, prompts: PromptFlags) -> Source:
 
     Raises InputError.
     """
-    opened = _open(source, prompts)
+    opened = open_named(source, prompts)
     RowChecker(prompts.row_options(spec.sampling), opened)
     return opened
-
-
-def _open(source: str, prompts: PromptFlags) -> Source:
-    if not source:
-        raise InputError("SOURCE is empty: name a file or a glob, or - for stdin")
-    return open_source(source, format=prompts.source_format)
 
 
 def start_job(connection: Connection, source: Source, spec: JobSpec, prompts: PromptFlags, job: JobFlags) -> Submitted:
@@ -136,6 +109,7 @@ def start_job(connection: Connection, source: Source, spec: JobSpec, prompts: Pr
     """
     started = now()
     try:
+        meter = for_submit(Fleet.seen(connection.ledger, spec.model))
         with staging() as progress:
             submitted = submit_source(
                 connection,
@@ -146,6 +120,7 @@ def start_job(connection: Connection, source: Source, spec: JobSpec, prompts: Pr
                 skip_invalid=job.skip_invalid,
                 again=job.again,
                 progress=progress,
+                meter=meter,
             )
     except SourceError as error:
         say(problems_text(error.problems, error.total))
@@ -155,6 +130,9 @@ def start_job(connection: Connection, source: Source, spec: JobSpec, prompts: Pr
     report = submitted.report
     for note in report.notes:
         say(f"note: {note}")
+    if meter is not None and meter.context is not None:
+        for sentence, _ in over_sentences(report.tokens, meter.context):
+            say(f"{sentence}; `promptmill check --model {spec.model}` says which")
     if report.problems:
         say(problems_text(report.problems, report.total_problems))
         say(f"{report.invalid:,} bad rows go on as error rows (--skip-invalid)")

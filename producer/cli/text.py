@@ -6,17 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import orjson
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
 from jobs.errors import Problem
 from jobs.spec import JobStatus, Retry
-from producer.check import CHARS_PER_TOKEN, CheckReport
+from producer.cli.check_text import counted
 from producer.display import clock
-
-_BAR = 32
 
 
 def say(text: str) -> None:
@@ -36,30 +33,6 @@ def problems_text(problems: list[Problem], total: int) -> str:
     if total > len(problems):
         lines.append(f"... and {total - len(problems):,} more")
     return "\n".join(lines)
-
-
-def report_text(report: CheckReport, seconds: float) -> str:
-    """What ``check`` prints."""
-    rate = report.rows / max(seconds, 1e-9)
-    lines = [
-        f"{report.source}: {_counted(report.rows, 'row', 'rows')}, "
-        f"{_counted(report.batches, 'batch', 'batches')} of {report.batch_size}, "
-        f"{report.invalid:,} bad  ({seconds:.1f} s, {rate:,.0f} rows/s)",
-        f"prompts: about {report.prompt_tokens:,} tokens (estimated at {CHARS_PER_TOKEN} characters each); "
-        f"outputs: {report.max_tokens:,} tokens at most",
-    ]
-    histogram = report.lengths.histogram()
-    if histogram:
-        lines.append("prompt length in characters:")
-        most = max(rows for _, _, rows in histogram)
-        for low, high, rows in histogram:
-            bar = "█" * max(1, round(_BAR * rows / most)) if rows else ""
-            lines.append(f"{low:>10,} to {high:<10,} {bar:{_BAR}} {rows:,}")
-    lines += [f"note: {note}" for note in report.notes]
-    for number, shown in enumerate(report.shown, start=1):
-        text = shown if isinstance(shown, str) else orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
-        lines += [f"--- prompt {number}", text]
-    return "\n".join(lines) + "\n"
 
 
 #: What ``head_text`` needs of a row.
@@ -123,12 +96,8 @@ def retry_text(retry: Retry) -> str:
     """The parent, and what became of its rows."""
     statuses = ", ".join("failed" if status == "error" else status for status in retry.statuses)
     line = "" if retry.root == retry.parent else f", the first of the line is {retry.root}"
-    again = _counted(retry.retried, "row", "rows")
+    again = counted(retry.retried, "row", "rows")
     return f"{retry.parent}{line}: generates {again} again ({statuses}), {retry.carried.rows:,} carried over"
-
-
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
 
 
 @contextmanager

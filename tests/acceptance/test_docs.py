@@ -72,7 +72,7 @@ def chat_request(name: str, content: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(mill: Mill) -> Path:
+def folder(mill: Mill, tiny: Path) -> Path:
     """The files that the pages speak of, where a reader would have them."""
     products = ROOT / "ops" / "demo_data" / "products.csv"
     head = "".join(products.read_text(encoding="utf-8").splitlines(keepends=True)[:4])
@@ -81,6 +81,7 @@ def folder(mill: Mill) -> Path:
     mill.write("prompts.jsonl", '{"prompt": "a lamp"}\n{"prompt": "a bag"}\n')
     mill.write("dump.gz", gzip.compress(b"prompt\na lamp\n"))
     mill.write("requests.jsonl", chat_request("one", "a lamp") + chat_request("two", "a bag"))
+    (mill.folder / "my-model").symlink_to(tiny)
     (mill.folder / "parts").mkdir()
     (mill.folder / "parts" / "one.csv").write_text(head, encoding="utf-8")
     return mill.folder
@@ -149,3 +150,4 @@ def test_the_pages_show_commands_at_all() -> None:
 def _clean(mill: Mill) -> Iterator[None]:
     yield
     shutil.rmtree(mill.folder / "parts", ignore_errors=True)
+    (mill.folder / "my-model").unlink(missing_ok=True)

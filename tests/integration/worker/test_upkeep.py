@@ -121,7 +121,7 @@ def test_no_sweep_for_a_lease_after_an_outage(upkeep: Upkeep, rounds: Rounds) ->
 def test_a_heartbeat_that_fails_holds_off_the_sweeps(
     worker: WorkerContext, rounds: Rounds, monkeypatch: pytest.MonkeyPatch, request: Any
 ) -> None:
-    def away(info: object) -> None:
+    def away(info: object, worked: bool) -> None:
         raise RedisUnavailableError("away")
 
     rounds.go_on.set()
@@ -138,10 +138,10 @@ def test_a_worker_is_not_listed_again_after_the_end_of_its_upkeep(
 ) -> None:
     register, late = worker.ledger.register, threading.Event()
 
-    def slowly(info: Any) -> None:
+    def slowly(info: Any, worked: bool) -> None:
         late.set()
         time.sleep(0.5)
-        register(info)
+        register(info, worked=worked)
 
     monkeypatch.setattr(worker.ledger, "register", slowly)
     assert late.wait(5.0)

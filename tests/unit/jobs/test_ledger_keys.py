@@ -30,6 +30,7 @@ SCRIPTS = sorted(Path(jobs.ledger.__file__).parent.glob("*.lua"))
         ("unpinned", ("gpt2",), "promptmill:s1:unpinned:gpt2"),
         ("pinned", ("f00d", "gpt2"), "promptmill:s1:pinned:f00d:gpt2"),
         ("due", ("gpt2",), "promptmill:s1:due:gpt2"),
+        ("shown", ("gpt2",), "promptmill:s1:shown:gpt2"),
         ("job", ("j",), "promptmill:s1:job:j"),
         ("job_returned", ("j",), "promptmill:s1:job:j:returned"),
         ("job_done", ("j",), "promptmill:s1:job:j:done"),

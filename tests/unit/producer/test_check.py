@@ -36,7 +36,7 @@ def test_good_rows_are_summed_up() -> None:
     assert report.lengths.histogram()[-1] == (512, 1023, 1)
     assert sum(count for _, _, count in report.lengths.histogram()) == 4
     assert report.lengths.longest == 900
-    assert report.prompt_tokens == 227
+    assert report.tokens.total == 227
     assert report.shown == ["x", "xxx"]
     json.dumps(report.to_json())
 
