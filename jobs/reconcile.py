@@ -57,7 +57,7 @@ class Reconciler:
 
     def _restart_chains(self, sweep: Sweep) -> None:
         for model, missing in sweep.permits.items():
-            count = missing - self.ledger.queue_length(self.permits.queue_key(model))
+            count = missing and missing - self.ledger.queue_length(self.permits.queue_key(model))
             if count > 0:
                 _log.debug("model %s: %d permits sent to a stalled queue", model, count)
                 self.permits.send(model, count)
@@ -72,7 +72,7 @@ class Reconciler:
         if time.monotonic() < self._next_adoption:
             return
         self._next_adoption = time.monotonic() + ADOPT_INTERVAL_S
-        known = {state.id for state in self.ledger.jobs()}
+        known = set(self.ledger.job_ids())
         for job in job_ids(self.store):
             if job in known or job in self._ended:
                 continue

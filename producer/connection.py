@@ -65,7 +65,7 @@ class Connection:
             free = sum(
                 max(0, worker.slots - worker.in_hand) for worker in self.ledger.workers() if worker.model == model
             )
-            self.permits.send(model, max(1, min(free, self.ledger.claimable(model))))
+            self.permits.send(model, max(1, min(free, self.ledger.claimable(model, free))))
         except RedisUnavailableError as error:
             _log.warning("workers of %s will hear of it later: %s", model, error)
 

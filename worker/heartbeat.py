@@ -143,7 +143,7 @@ class Heartbeat(threading.Thread):
         context = self._context
         if context.draining.is_set() or context.waiting:
             return
-        if not context.permit_waits and context.ledger.claimable(context.model):
+        if not context.permit_waits and context.ledger.has_work(context.registration):
             context.permits.send(context.model)
 
     def _follow_parent(self) -> None:

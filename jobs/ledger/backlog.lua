@@ -1,14 +1,18 @@
 #!lua flags=no-writes
--- backlog(): {now, model, claimable batches, due finalizations, last claim or '', ...} of the models of live jobs.
--- Reads live and due:M (zsets), vtime and claimed (hashes), job:J and job:J:leases (hashes).
-local waiting = {}
-for _, job in ipairs(call('ZRANGE', key('live'), 0, -1)) do
-  local model = get(job, 'model')
-  if model then waiting[model] = (waiting[model] or 0) + claimable(job) end
+-- backlog(start, jobs): {jobs seen, model, claimable batches, ...} of the live jobs from rank `start` on, oldest first,
+-- `jobs` of them at most. Reads live (zset), job:J and job:J:leases (hashes).
+local start, jobs = tonumber(ARGV[2]), tonumber(ARGV[3])
+local seen, waiting = call('ZRANGE', key('live'), start, start + jobs - 1), {}
+for _, job in ipairs(seen) do
+  local batches = claimable(job)
+  if batches > 0 then
+    local model = get(job, 'model')
+    waiting[model] = (waiting[model] or 0) + batches
+  end
 end
-local reply = { num(now) }
+local reply = { #seen }
 for model, batches in pairs(waiting) do
-  local last = call('HGET', key('claimed'), model) or ''
-  for _, value in ipairs({ model, batches, call('ZCARD', key('due', model)), last }) do reply[#reply + 1] = value end
+  reply[#reply + 1] = model
+  reply[#reply + 1] = batches
 end
 return reply

@@ -1,6 +1,5 @@
 #!lua
--- claim(model, fingerprint, owner, token, lease_s): {kind, job, batch, attempt, more, ending, failures, expiries,
--- crashes of its rows as JSON}, or false.
+-- claim(model, fingerprint, owner, token, lease_s): a Claim as JSON, or false.
 -- A finalization of the model goes first, then a batch of the job with the lowest pass.
 -- Reads and writes due:M, unpinned:M, pinned:F:M, leases (zsets), vtime and claimed (hashes), job:J (hash),
 -- job:J:returned (list), job:J:done (bitmap), job:J:leases, job:J:attempts and job:J:suspects (hashes).
@@ -8,7 +7,7 @@ local model, fingerprint, owner, token, lease_s = ARGV[2], ARGV[3], ARGV[4], ARG
 local unpinned, pinned, due = key('unpinned', model), key('pinned', fingerprint, model), key('due', model)
 
 local function more()
-  return call('EXISTS', unpinned, pinned, due) > 0 and 1 or 0
+  return call('EXISTS', unpinned, pinned, due) > 0
 end
 
 -- The member with the lower pass at the heads of the two pools.
@@ -22,58 +21,61 @@ local function head()
   return b[1], b[2], pinned
 end
 
--- A returned batch, else the next ahead of the cursor. A batch there may be done (restored), or leased (adopted
--- by a heartbeat after a recover); one that was adopted and given back is among the returned.
-local function next_batch(job)
-  local batch = call('LPOP', key('job_returned', job))
-  if batch then return batch end
-  local cursor, batches = get(job, 'cursor', 'batches')
-  cursor, batches = tonumber(cursor), tonumber(batches)
-  local done = key('job_done', job)
+-- A returned batch, else the next ahead of the cursor; the cursor by then; whether it had been returned. A batch ahead
+-- may be done (restored), or leased (adopted by a heartbeat after a recover); one that was adopted and given back is
+-- among the returned.
+local function next_batch(job, cursor, batches)
+  local returned = call('LPOP', key('job_returned', job))
+  if returned then return returned, cursor, true end
+  local done, leases = key('job_done', job), key('job_leases', job)
   while cursor < batches do
     if call('GETBIT', done, cursor) == 1 then
       local clear_bit = call('BITPOS', done, 0, cursor, -1, 'BIT')
       cursor = clear_bit < 0 and call('STRLEN', done) * 8 or clear_bit
-    elseif call('HEXISTS', key('job_leases', job), cursor) == 1 then
+    elseif call('HEXISTS', leases, cursor) == 1 then
       cursor = cursor + 1
     else
-      set(job, 'cursor', cursor + 1)
-      return string.format('%d', cursor)
+      return string.format('%d', cursor), cursor + 1, false
     end
   end
-  set(job, 'cursor', batches)
-  return nil
+  return nil, batches, false
 end
 
 local waiting = call('ZRANGE', due, 0, 0)[1]
 if waiting then
-  local claims, expiries, _, failures = attempts(waiting, FINALIZE)
-  local attempt = (claims or 0) + 1
-  call('ZREM', due, waiting)
-  put_lease(waiting, FINALIZE, token, attempt, 0, 0, owner, lease_s)
+  local found = claim_due(waiting, model, owner, token, lease_s)
   call('HSET', key('claimed'), model, num(now))
-  return { 'finalize', waiting, FINALIZE, attempt, more(), get(waiting, 'ending') or 'completed', failures,
-    expiries, '{}' }
+  found.more = more()
+  return cjson.encode(found)
 end
 
 local member, pass, from = head()
 while member do
   local job = string.match(member, ':(.*)$')
-  local batch = next_batch(job)
+  local cursor, batches, done, cost, priority, started =
+    get(job, 'cursor', 'batches', 'done', 'cost', 'priority', 'started_at')
+  local batch, ahead, returned = next_batch(job, tonumber(cursor), tonumber(batches))
   if batch then
-    local claims, expiries, _, failures = attempts(job, batch)
-    local attempt = (claims or 0) + 1
-    put_lease(job, batch, token, attempt, 0, 0, owner, lease_s)
-    start(job)
-    local cost, priority = get(job, 'cost', 'priority')
-    set(job, 'fingerprint', fingerprint, 'pass', num(pass + cost / 2 ^ priority))
+    local found = { kind = 'batch', job = job, batch = batch, token = token, attempt = 1 }
+    -- What is remembered of a batch it has from a lease that it had before.
+    if returned then
+      remember(found)
+      found.crashes = suspects(job, batch).crashes
+    end
+    put_lease(job, batch, token, found.attempt, 0, 0, owner, lease_s)
+    if not started then start(job) end
+    local next_pass = num(pass + cost / 2 ^ priority)
+    set(job, 'cursor', ahead, 'fingerprint', fingerprint, 'pass', next_pass)
     call('HSET', key('vtime'), model, pass)
     call('HSET', key('claimed'), model, num(now))
-    call('ZREM', from, member)
-    if claimable(job) > 0 then call('ZADD', pinned, (get(job, 'pass')), member) end
-    return { 'batch', job, batch, attempt, more(), 'completed', failures, expiries,
-      cjson.encode(suspects(job, batch).crashes) }
+    -- It is in progress, or it would not be in a pool.
+    local waits = batches - done - call('HLEN', key('job_leases', job)) > 0
+    if from == unpinned or not waits then call('ZREM', from, member) end
+    if waits then call('ZADD', pinned, next_pass, member) end
+    found.more = waits or more()
+    return cjson.encode(found)
   end
+  set(job, 'cursor', ahead)
   call('ZREM', from, member)
   member, pass, from = head()
 end

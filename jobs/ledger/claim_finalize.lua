@@ -18,9 +18,6 @@ end
 
 local job, model = find()
 if not job then return false end
-local claims, expiries, _, failures = attempts(job, FINALIZE)
-local attempt = (claims or 0) + 1
-call('ZREM', key('due', model), job)
-put_lease(job, FINALIZE, token, attempt, 0, 0, owner, lease_s)
-return { 'finalize', job, FINALIZE, attempt, find() and 1 or 0, get(job, 'ending') or 'completed', failures,
-  expiries, '{}' }
+local found = claim_due(job, model, owner, token, lease_s)
+found.more = find() ~= nil
+return cjson.encode(found)

@@ -25,6 +25,7 @@ local RATE_S = 15
 local RATE_MAX_S = 60
 local RATE_IDLE_S = 120
 local JUDGED_ROWS = 200
+local COUNTS = { 'completed', 'failed', 'cancelled', 'expired', 'prompt_tokens', 'completion_tokens' }
 
 local call = redis.call
 local time = call('TIME')
@@ -106,9 +107,10 @@ local function put_lease(job, batch, token, attempt, rows, tokens, owner, lease_
   call('ZADD', key('leases'), num(now + lease_s), job .. ':' .. batch)
 end
 
+-- Whether there was one.
 local function drop_lease(job, batch)
-  call('HDEL', key('job_leases', job), batch)
   call('ZREM', key('leases'), job .. ':' .. batch)
+  return call('HDEL', key('job_leases', job), batch) == 1
 end
 
 -- claims, expiries, last token and failures of a batch that was given back; claims is nil for one that never was.
@@ -118,6 +120,12 @@ local function attempts(job, batch)
   if not value then return nil, 0, '', 0 end
   local claims, expiries, token, failures = string.match(value, '^(%d+)|(%d+)|([^|]*)|?(%d*)$')
   return tonumber(claims), tonumber(expiries), token, tonumber(failures) or 0
+end
+
+-- Puts into a claim what is remembered of its batch: which attempt this is, and how the earlier ones ended.
+local function remember(claim)
+  local claims, expiries, _, failures = attempts(claim.job, claim.batch)
+  claim.attempt, claim.expiries, claim.failures = (claims or 0) + 1, expiries, failures
 end
 
 local function put_attempts(job, batch, claims, expiries, token, failures)
@@ -140,6 +148,16 @@ local function blame(job, batch, token, crashes)
   if token == '' or known.token ~= token then return end
   known.crashes[known.row] = math.max((known.crashes[known.row] or 0) + crashes, 0)
   put_suspects(job, batch, known)
+end
+
+-- Leases the finalization of a job that waits for one; the claim.
+local function claim_due(job, model, owner, token, lease_s)
+  local claim = { kind = 'finalize', job = job, batch = FINALIZE, token = token }
+  remember(claim)
+  claim.ending = get(job, 'ending') or 'completed'
+  call('ZREM', key('due', model), job)
+  put_lease(job, FINALIZE, token, claim.attempt, 0, 0, owner, lease_s)
+  return claim
 end
 
 -- Takes a lease back. One that `expired` leaves its token, by which a late heartbeat can revive it. One whose owner
@@ -172,36 +190,45 @@ end
 -- Two marks (time, rows, tokens): the rate is what came since the older one, a; b takes its place once it is
 -- RATE_S old. After a long silence the marks start anew.
 local function mark_rate(job, rows, tokens, new_rows, new_tokens)
-  local b_at, b_rows, b_tokens, last_at = get(job, 'b_at', 'b_rows', 'b_tokens', 'last_at')
+  local b_at, last_at = get(job, 'b_at', 'last_at')
   b_at = tonumber(b_at or '0')
   if now - tonumber(last_at or b_at) > RATE_IDLE_S then
     local at = num(math.max(b_at, now - RATE_MAX_S))
     set(job, 'a_at', at, 'a_rows', rows - new_rows, 'a_tokens', tokens - new_tokens)
     set(job, 'b_at', at, 'b_rows', rows - new_rows, 'b_tokens', tokens - new_tokens)
   elseif now - b_at >= RATE_S then
+    local b_rows, b_tokens = get(job, 'b_rows', 'b_tokens')
     set(job, 'a_at', num(b_at), 'a_rows', b_rows, 'a_tokens', b_tokens)
     set(job, 'b_at', num(now), 'b_rows', rows, 'b_tokens', tokens)
   end
   set(job, 'last_at', num(now))
 end
 
--- Notes a batch as done with the counts of its part. False if it was already.
+-- Notes a batch as done with the counts of its part, and whether a lease ended with that. Answers false if it was done
+-- already, else the job's counts by now.
 local function record(job, batch, counts)
   if call('SETBIT', key('job_done', job), batch, 1) == 1 then return false end
-  drop_lease(job, batch)
-  call('HDEL', key('job_suspects', job), batch)
-  if call('HDEL', key('job_attempts', job), batch) == 1 then
-    call('LREM', key('job_returned', job), 0, batch)
+  local leased = drop_lease(job, batch)
+  local attempted, suspected = key('job_attempts', job), key('job_suspects', job)
+  if call('EXISTS', attempted, suspected) > 0 then
+    call('HDEL', suspected, batch)
+    if call('HDEL', attempted, batch) == 1 then call('LREM', key('job_returned', job), 0, batch) end
   end
-  local hash = key('job', job)
-  call('HINCRBY', hash, 'done', 1)
-  for _, name in ipairs({ 'completed', 'failed', 'cancelled', 'expired', 'prompt_tokens', 'completion_tokens' }) do
-    if counts[name] ~= 0 then call('HINCRBY', hash, name, string.format('%d', counts[name])) end
+  local known, totals, changed = { get(job, 'done', unpack(COUNTS)) }, {}, {}
+  totals.done = known[1] + 1
+  changed[1], changed[2] = 'done', totals.done
+  for i, name in ipairs(COUNTS) do
+    totals[name] = known[i + 1] + counts[name]
+    if counts[name] ~= 0 then
+      changed[#changed + 1] = name
+      changed[#changed + 1] = string.format('%d', totals[name])
+    end
   end
+  set(job, unpack(changed))
   for code, rows in pairs(counts.errors) do
     call('HINCRBY', key('job_errors', job), code, string.format('%d', rows))
   end
-  return true
+  return totals, leased
 end
 
 -- A stopping job takes no more claims and ends as `ending`. Answers the job's status, or false if unknown.

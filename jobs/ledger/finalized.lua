@@ -4,7 +4,7 @@
 -- removes every other key of the job and its places in live, leases, deadlines, due:M and the pools (zsets).
 local job, counts = ARGV[2], cjson.decode(ARGV[4])
 if not is_live((get(job, 'status'))) then return 0 end
-for _, name in ipairs({ 'completed', 'failed', 'cancelled', 'expired', 'prompt_tokens', 'completion_tokens' }) do
+for _, name in ipairs(COUNTS) do
   set(job, name, string.format('%d', counts[name]))
 end
 end_job(job, ARGV[3], ARGV[5])

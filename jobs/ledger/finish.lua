@@ -10,28 +10,29 @@ if tonumber(batch) < 0 or tonumber(batch) >= tonumber(batches) then return { -2 
 if not is_live(status) then return { 0, 0 } end
 
 -- A job that only fails stops itself and says why. Rows before the last resume were judged then.
-local function judge()
-  local limit, completed, failed, base_completed, base_failed =
-    get(job, 'max_error_rate', 'completed', 'failed', 'base_completed', 'base_failed')
+local function judge(completed, failed)
+  local limit, base_completed, base_failed = get(job, 'max_error_rate', 'base_completed', 'base_failed')
   completed, failed = completed - (base_completed or 0), failed - (base_failed or 0)
   local rows = completed + failed
-  if rows < JUDGED_ROWS or failed / rows <= tonumber(limit) then return end
+  if rows < JUDGED_ROWS or failed / rows <= tonumber(limit) then return false end
   local errors, worst, most = call('HGETALL', key('job_errors', job)), 'no error code', 0
   for i = 1, #errors, 2 do
     if tonumber(errors[i + 1]) > most then worst, most = errors[i], tonumber(errors[i + 1]) end
   end
   set(job, 'status', 'paused', 'reason', string.format(
     '%d of %d rows failed, most often with %s; the limit is a rate of %s', failed, rows, worst, limit))
+  return true
 end
 
-local first = record(job, batch, counts)
-if first then
-  local completed, failed, cancelled, expired, prompt, completion =
-    get(job, 'completed', 'failed', 'cancelled', 'expired', 'prompt_tokens', 'completion_tokens')
+local totals, leased = record(job, batch, counts)
+if totals then
+  local rows = totals.completed + totals.failed + totals.cancelled + totals.expired
   local new_rows = counts.completed + counts.failed + counts.cancelled + counts.expired
-  mark_rate(job, completed + failed + cancelled + expired, prompt + completion, new_rows,
+  mark_rate(job, rows, totals.prompt_tokens + totals.completion_tokens, new_rows,
     counts.prompt_tokens + counts.completion_tokens)
-  if status == 'in_progress' then judge() end
+  local paused = status == 'in_progress' and totals.failed > 0 and judge(totals.completed, totals.failed)
+  -- A leased batch of a job that goes on takes nothing from what can be claimed: there is nothing to settle.
+  if leased and status == 'in_progress' and not paused and totals.done < tonumber(batches) then return { 1, 0 } end
   settle(job)
 end
-return { first and 1 or 0, call('ZSCORE', key('due', model), job) and 1 or 0 }
+return { totals and 1 or 0, call('ZSCORE', key('due', model), job) and 1 or 0 }

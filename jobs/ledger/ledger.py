@@ -6,14 +6,15 @@ Times are those of Redis, in seconds since the epoch.
 
 from __future__ import annotations
 
-import json
+import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
-from itertools import islice
+from itertools import count, islice
 from typing import Any, TypeVar
 
+import orjson
 import redis
 
 from jobs.errors import InputError, RedisFullError, UnknownJobError
@@ -33,6 +34,8 @@ SHOWN_TTL_S = 7 * 86_400
 SWEEP_LIMIT = 1_000
 #: Batches, or jobs, that one script call handles at most, for the same reason.
 CHUNK = 500
+#: Live jobs that one look for claimable batches takes in: the first few most often have enough.
+LOOK = 100
 #: Of ``sweep_s``, how long one sweeper keeps the others out: less than 1, or rounds would be missed.
 SWEEP_LOCK_RATIO = 0.8
 
@@ -69,7 +72,7 @@ class Ledger:
             "model": spec.model,
             "stage": job.stage,
             "priority": spec.priority,
-            "labels": json.dumps(spec.labels),
+            "labels": orjson.dumps(spec.labels),
             "total": job.result_rows,
             "batches": job.batches,
             "cost": job.batch_cost,
@@ -78,7 +81,7 @@ class Ledger:
             **(_carried(job.retry) if job.retry else {}),
         }
         flat = [item for pair in fields.items() for item in pair]
-        errors = json.dumps(job.retry.carried.errors if job.retry else {})
+        errors = orjson.dumps(job.retry.carried.errors if job.retry else {})
         times = _seconds(job.created_at), _seconds(spec.deadline)
         reply = self._scripts.run_twice("accept", job.id, *times, errors, *flat)
         return bool(reply)
@@ -95,7 +98,7 @@ class Ledger:
         if self._scripts.run_twice("restore", job.id, pin) is None:
             self._accept(job, fingerprint)
         for chunk in _chunks(iter(done.items())):
-            flat = [item for batch, counts in chunk for item in (batch, _generated(counts))]
+            flat = [item for batch, counts in chunk for item in (batch, orjson.dumps(counts.generated))]
             self._scripts.run_twice("restore", job.id, pin, *flat)
 
     def done(self, job: str) -> set[int]:
@@ -148,7 +151,7 @@ class Ledger:
         Accepted from anyone, whoever holds the lease (``token`` is not compared): the store is the truth.
         """
         del token
-        self._scripts.run_twice("finalized", job, ending, json.dumps(counts.to_json()), json.dumps(counts.errors))
+        self._scripts.run_twice("finalized", job, ending, orjson.dumps(counts), orjson.dumps(counts.errors))
 
     def reopen(self, job: str, batches: list[int], counts: PartCounts) -> bool:
         """Has finished batches of a finalizing job done again; ``counts`` are those of the parts that remain.
@@ -156,7 +159,7 @@ class Ledger:
         False if the job is not finalizing: nothing is changed then.
         """
         reply = self._scripts.run_twice(
-            "reopen", job, json.dumps(counts.to_json()), json.dumps(counts.errors), *batches[:CHUNK]
+            "reopen", job, orjson.dumps(counts), orjson.dumps(counts.errors), *batches[:CHUNK]
         )
         return bool(reply)
 
@@ -183,13 +186,13 @@ class Ledger:
             if ending := self.claim_finalize(owner=worker.id):
                 return ending
             raise
-        return replies.claim(reply, token)
+        return replies.claim(reply)
 
     def claim_finalize(self, job: str | None = None, owner: str = "") -> Claim | None:
         """Leases the finalization of ``job``, or of any job that waits for it. None if none waits."""
         token = secrets.token_hex(8)
         reply = self._scripts.run("claim_finalize", job or "", owner, token, self.lease_s)
-        return replies.claim(reply, token)
+        return replies.claim(reply)
 
     def heartbeat(self, beats: list[Beat], owner: str = "") -> dict[tuple[str, int], LeaseState]:
         """Extends leases, and revives those that expired while nobody took them. By ``(job, batch)``."""
@@ -207,7 +210,7 @@ class Ledger:
         Raises UnknownJobError where the ledger does not know the job: recover it from the store.
         """
         del token
-        reply = self._scripts.run_twice("finish", job, batch, _generated(counts))
+        reply = self._scripts.run_twice("finish", job, batch, orjson.dumps(counts.generated))
         if reply[0] == -1:
             raise _unknown(job)
         if reply[0] == -2:
@@ -228,7 +231,7 @@ class Ledger:
     def sweep(self, owner: str) -> Sweep | None:
         """One round of upkeep: expired leases go back, deadlines fire. None while another's is recent.
 
-        ``permits`` names every model with live jobs and how many permits would get it going again: none where
+        ``permits`` names every model in use and how many permits would get it going again: none where
         a claim was made within ``sweep_s``, else enough for the free slots of its workers (one at least: a
         worker may be about to register), never more than there is work. Queued ones are not subtracted.
         """
@@ -236,27 +239,38 @@ class Ledger:
         reply = self._scripts.run("sweep", owner, lock_ms, SWEEP_LIMIT)
         if reply is None:
             return None
-        flat = [text(item) for item in reply[0]]
-        returned = [(job, int(batch)) for job, batch in zip(flat[::2], flat[1::2], strict=True)]
-        return Sweep(returned, [text(job) for job in reply[1]], self._permits())
+        returned, expired, chains = ([text(item) for item in items] for items in (reply[0], reply[1], reply[3]))
+        return Sweep(
+            [(job, int(batch)) for job, batch in zip(returned[::2], returned[1::2], strict=True)],
+            expired,
+            self._permits(float(text(reply[2])), chains),
+        )
 
-    def _permits(self) -> dict[str, int]:
-        now, backlog = self._backlog()
-        workers = self.workers() if backlog else []
-        permits = {}
-        for model, (batches, finalizations, last_claim) in backlog.items():
-            free = sum(max(w.slots - w.in_hand, 0) for w in workers if w.model == model)
-            stalled = last_claim is None or now - last_claim >= self.sweep_s
-            permits[model] = min(batches + finalizations, max(1, free)) if stalled else 0
-        return permits
-
-    def _backlog(self) -> tuple[float, dict[str, tuple[int, int, float | None]]]:
-        """Now, and for each model: claimable batches, due finalizations, time of the last claim."""
-        now, *flat = (text(item) for item in self._scripts.run_twice("backlog"))
-        groups = zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
-        return float(now), {
-            model: (int(batches), int(due), float(last) if last else None) for model, batches, due, last in groups
+    def _permits(self, now: float, chains: list[str]) -> dict[str, int]:
+        """How many permits each model is short of; ``chains`` is what sweep.lua says of them."""
+        due = dict(zip(chains[::3], map(int, chains[1::3]), strict=True))
+        claimed = dict(zip(chains[::3], chains[2::3], strict=True))
+        stalled = [model for model, last in claimed.items() if not last or now - float(last) >= self.sweep_s]
+        workers = self.workers() if stalled else []
+        slots = {
+            model: max(1, sum(max(w.slots - w.in_hand, 0) for w in workers if w.model == model)) for model in stalled
         }
+        batches = self._backlog(slots)
+        return {model: min(batches[model] + due[model], slots[model]) if model in slots else 0 for model in due}
+
+    def _backlog(self, wanted: Mapping[str, float]) -> dict[str, int]:
+        """Claimable batches of models. Counts no further once it has found as many as are wanted of each."""
+        found = dict.fromkeys(wanted, 0)
+        for start in count(0, LOOK):
+            if all(found[model] >= enough for model, enough in wanted.items()):
+                break
+            seen, *flat = self._scripts.run_twice("backlog", start, LOOK)
+            for model, batches in zip(map(text, flat[::2]), flat[1::2], strict=True):
+                if model in found:
+                    found[model] += batches
+            if seen < LOOK:
+                break
+        return found
 
     # -- Views.
 
@@ -266,20 +280,32 @@ class Ledger:
 
     def jobs(self) -> list[JobState]:
         """All jobs, live or ended within 7 days, newest first."""
+        states = [
+            state for chunk in _chunks(iter(self.job_ids())) for state in self._states(chunk) if state is not None
+        ]
+        return sorted(states, key=lambda state: (state.created_at, state.id), reverse=True)
+
+    def job_ids(self) -> list[str]:
+        """The ids of all jobs, live or ended within 7 days."""
         names = [text(n) for zset in ("live", "ended") for n in self._command("ZRANGE", self._key(zset), 0, -1)]
         # One that ended in between is in both.
-        unique = iter(dict.fromkeys(names))
-        states = [state for chunk in _chunks(unique) for state in self._states(chunk) if state is not None]
-        return sorted(states, key=lambda state: (state.created_at, state.id), reverse=True)
+        return [*dict.fromkeys(names)]
 
     def _states(self, jobs: list[str]) -> list[JobState | None]:
         now, *answers = self._scripts.run_twice("state", *jobs)
         seconds = float(text(now))
         return [replies.job_state(job, seconds, answer) for job, answer in zip(jobs, answers, strict=True)]
 
-    def claimable(self, model: str) -> int:
-        """Batches of the model that could be claimed now."""
-        return self._backlog()[1].get(model, (0, 0, None))[0]
+    def claimable(self, model: str, enough: float = math.inf) -> int:
+        """Batches of the model that could be claimed now, or a number of them that is ``enough``."""
+        return self._backlog({model: enough})[model]
+
+    def has_work(self, worker: WorkerInfo) -> bool:
+        """Whether a claim of this worker would find anything now, however many jobs there are."""
+        pinned = self._key("pinned", worker.fingerprint, worker.model)
+        return bool(
+            self._command("EXISTS", self._key("unpinned", worker.model), pinned, self._key("due", worker.model))
+        )
 
     def queue_length(self, queue: str) -> int:
         """Permits that wait in a Celery queue; ``queue`` is the whole name of its Redis list."""
@@ -293,7 +319,7 @@ class Ledger:
         Where it has ``worked`` since the last, what it has shown is kept for its model too: for SHOWN_TTL_S, with or
         without live workers.
         """
-        shown = json.dumps(asdict(worker.shown))
+        shown = orjson.dumps(worker.shown)
         flat = [item for pair in {**asdict(worker), "shown": shown}.items() for item in pair]
         kept = shown if worked else ""
         self._scripts.run_twice("register", worker.id, WORKER_TTL_S, worker.model, kept, SHOWN_TTL_S, *flat)
@@ -391,10 +417,6 @@ def _carried(retry: Retry) -> dict[str, Any]:
     counts = retry.carried.model_dump(exclude={"errors"})
     base = {"base_completed": retry.carried.completed, "base_failed": retry.carried.failed}
     return {**counts, **base, "retry": retry.model_dump_json()}
-
-
-def _generated(counts: PartCounts) -> str:
-    return json.dumps(counts.generated.to_json())
 
 
 def _seconds(moment: datetime | None) -> str:

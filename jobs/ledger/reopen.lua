@@ -15,7 +15,7 @@ for i = 5, #ARGV do
     put_attempts(job, ARGV[i], 1, 0, '', 0)
   end
 end
-for _, name in ipairs({ 'completed', 'failed', 'cancelled', 'expired', 'prompt_tokens', 'completion_tokens' }) do
+for _, name in ipairs(COUNTS) do
   set(job, name, string.format('%d', counts[name]))
 end
 call('DEL', key('job_errors', job))

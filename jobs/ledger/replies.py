@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from typing import Any
+
+import orjson
 
 from jobs.ledger.model import Claim, JobState, Shown, WorkerInfo
 from jobs.spec import Retry, Status
@@ -25,20 +26,15 @@ def mapping(pairs: Iterable[Any]) -> dict[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def claim(reply: list[Any] | None, token: str) -> Claim | None:
+def claim(reply: bytes | str | None) -> Claim | None:
+    """What claim.lua and claim_finalize.lua answer: a Claim's fields as JSON, some of them only where they differ."""
     if reply is None:
         return None
-    kind, job, batch, attempt, more, ending, failures, expiries, crashes = (text(item) for item in reply)
-    return Claim(
-        kind="finalize" if kind == "finalize" else "batch",
-        job=job, batch=int(batch), token=token, attempt=int(attempt), more=more == "1", ending=Status(ending),
-        failures=int(failures), expiries=int(expiries), crashes=_crashes(crashes),
-    )  # fmt: skip
-
-
-def _crashes(encoded: str) -> dict[int, int]:
+    fields = orjson.loads(reply)
     # Lua's JSON writes an empty table as an object or as an array.
-    return {int(row): int(crashes) for row, crashes in dict(json.loads(encoded)).items() if crashes}
+    crashes = {int(row): int(count) for row, count in dict(fields.pop("crashes", {})).items() if count}
+    batch, ending = int(fields.pop("batch")), Status(fields.pop("ending", Status.COMPLETED))
+    return Claim(batch=batch, ending=ending, crashes=crashes, **fields)
 
 
 def job_state(job: str, now: float, reply: list[Any]) -> JobState | None:
@@ -48,7 +44,7 @@ def job_state(job: str, now: float, reply: list[Any]) -> JobState | None:
         return None
     errors = {code: int(rows) for code, rows in live_errors.items()}
     if "errors" in fields:  # The job has ended: they are part of its summary.
-        errors = json.loads(fields["errors"])
+        errors = orjson.loads(fields["errors"])
     rows_per_s, tokens_per_s = _rate(fields, now)
     running = [lease.split("|", 4) for lease in leases]
     return JobState(
@@ -57,7 +53,7 @@ def job_state(job: str, now: float, reply: list[Any]) -> JobState | None:
         model=fields["model"],
         stage=fields["stage"],
         priority=int(fields["priority"]),
-        labels=json.loads(fields["labels"]),
+        labels=orjson.loads(fields["labels"]),
         created_at=float(fields["created_at"]),
         started_at=_time(fields, "started_at"),
         ended_at=_time(fields, "ended_at"),
@@ -119,6 +115,6 @@ def _worker_info(fields: dict[str, str]) -> WorkerInfo:
 
 def shown(encoded: str | None) -> Shown:
     """What a worker has shown: of an earlier version nothing, of a later one what this version knows."""
-    content = json.loads(encoded) if encoded else {}
+    content = orjson.loads(encoded) if encoded else {}
     names = {item.name for item in dataclasses.fields(Shown)}
     return Shown(**{name: value for name, value in content.items() if name in names})

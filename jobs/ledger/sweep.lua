@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
--- sweep(owner, lock_ms, limit): {returned, expired}, or false while another sweeps: {job, batch, ...} of leases
--- that expired and went back, and jobs whose deadline passed, at most limit of each.
--- Reads and writes sweeping (string with a TTL), leases and deadlines (zsets), and what give_back and stop do.
+-- sweep(owner, lock_ms, limit): {returned, expired, now, chains}, or false while another sweeps: {job, batch, ...} of
+-- leases that expired and went back, and jobs whose deadline passed, at most limit of each; then
+-- {model, due finalizations, last claim or '', ...} of every model in use.
+-- Reads vtime, claimed (hashes) and due:M (zset); reads and writes sweeping (string with a TTL), leases and deadlines
+-- (zsets), and what give_back and stop do.
 local owner, lock_ms, limit = ARGV[2], ARGV[3], ARGV[4]
 if not call('SET', key('sweeping'), owner, 'NX', 'PX', lock_ms) and call('GET', key('sweeping')) ~= owner then
   return false
@@ -24,4 +26,10 @@ for _, job in ipairs(call('ZRANGEBYSCORE', key('deadlines'), '-inf', num(now), '
   call('ZREM', key('deadlines'), job)
   if stop(job, 'expired') == 'cancelling' then expired[#expired + 1] = job end
 end
-return { returned, expired }
+
+local chains = {}
+for _, model in ipairs(call('HKEYS', key('vtime'))) do
+  local due, last = call('ZCARD', key('due', model)), call('HGET', key('claimed'), model)
+  for _, value in ipairs({ model, due, last or '' }) do chains[#chains + 1] = value end
+end
+return { returned, expired, num(now), chains }

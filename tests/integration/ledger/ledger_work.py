@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from jobs.ledger import Claim, Ledger, WorkerInfo, keys
+from jobs.ledger import Beat, Claim, JobState, LeaseState, Ledger, WorkerInfo, keys
 from jobs.results import PartCounts
 from jobs.spec import JobFile, JobSpec
 
@@ -39,7 +39,7 @@ def worker(
     )  # fmt: skip
 
 
-W1 = worker()
+W1, W2 = worker(), worker("w2")
 
 
 def claimed(ledger: Ledger, by: WorkerInfo = W1) -> Claim:
@@ -52,6 +52,18 @@ def claimed(ledger: Ledger, by: WorkerInfo = W1) -> Claim:
 def finish(ledger: Ledger, claim: Claim, counts: PartCounts = PART) -> bool:
     """Finishes a claimed batch; whether finalization is due."""
     return ledger.finish(claim.job, claim.batch, claim.token, counts).finalize
+
+
+def beat(ledger: Ledger, claim: Claim, rows: int = 0) -> LeaseState:
+    """What a heartbeat learns about one lease."""
+    return ledger.heartbeat([Beat(claim.job, claim.batch, claim.token, rows)])[claim.job, claim.batch]
+
+
+def state(ledger: Ledger, job: str = "job") -> JobState:
+    """A job that must be there."""
+    found = ledger.job(job)
+    assert found is not None
+    return found
 
 
 def run(ledger: Ledger, by: WorkerInfo = W1) -> list[tuple[str, int]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from ledger_work import claimed, job_file, let_leases_expire, run, worker
+from ledger_work import claimed, finish, job_file, let_leases_expire, run, worker
 
 from jobs.ledger import Ledger
 
@@ -47,6 +48,43 @@ def test_a_small_job_behind_a_huge_one_is_claimed_next(ledger: Ledger) -> None:
     jobs_of(ledger, 20)
     ledger.accept(job_file("small", batches=1, created=1, tokens=10 * 256))
     assert jobs_of(ledger, 2) == ["small", "huge"]
+
+
+def test_a_small_job_of_the_lowest_priority_behind_a_huge_one_of_the_highest_is_claimed_next(ledger: Ledger) -> None:
+    ledger.accept(job_file("huge", batches=40_000, tokens=10_000_000 * 256, priority=5))
+    jobs_of(ledger, 500)
+    ledger.accept(job_file("small", batches=1, created=1, tokens=10 * 256, priority=-5))
+    assert jobs_of(ledger, 2) == ["small", "huge"]
+
+
+def test_hundreds_of_claims_of_many_workers_are_shared_by_powers_of_two(ledger: Ledger) -> None:
+    priorities = range(-2, 3)
+    for priority in priorities:
+        ledger.accept(job_file(f"p{priority}", batches=40_000, created=priority, priority=priority))
+
+    def work(number: int) -> Counter[str]:
+        done: Counter[str] = Counter()
+        for _ in range(775 // 5):
+            claim = claimed(ledger, worker(f"w{number}"))
+            finish(ledger, claim)
+            done[claim.job] += 1
+        return done
+
+    with ThreadPoolExecutor(5) as pool:
+        shares = sum(pool.map(work, range(5)), Counter[str]())
+
+    for priority in priorities:
+        assert shares[f"p{priority}"] == pytest.approx(775 * 2.0**priority / 7.75, abs=3)
+
+
+def test_a_resumed_jobs_weight_counts_from_when_it_comes_back(ledger: Ledger) -> None:
+    for index, job in enumerate(["steady", "paused"]):
+        ledger.accept(job_file(job, batches=40_000, created=index, priority=2 * index))
+    assert Counter(jobs_of(ledger, 100))["paused"] == pytest.approx(80, abs=2)
+    ledger.pause("paused")
+    assert set(jobs_of(ledger, 300)) == {"steady"}
+    ledger.resume("paused")
+    assert Counter(jobs_of(ledger, 100))["paused"] == pytest.approx(80, abs=2)
 
 
 def test_many_small_jobs_do_not_shut_out_a_huge_one(ledger: Ledger) -> None:

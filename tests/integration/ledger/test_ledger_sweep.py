@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -107,6 +108,72 @@ class TestPermits:
         ledger.accept(job_file(batches=9))
         ledger.cancel("job")
         assert ledger.sweep("s").permits == {"tiny": 1}
+
+
+class TestManyJobs:
+    """1,200 live jobs, more than one script looks at."""
+
+    @pytest.fixture
+    def looked_at(self, ledger: Ledger, redis_server) -> Callable[[], int]:
+        """How many jobs scripts have looked at since it was called last."""
+        for index in range(1_200):
+            ledger.accept(job_file(f"job{index}", batches=2, created=index, model="old" if index < 1_100 else "new"))
+
+        def looked_at() -> int:
+            stats = redis_server.client.info("commandstats")
+            redis_server.client.config_resetstat()
+            return int(stats.get("cmdstat_hlen", {"calls": 0})["calls"])
+
+        looked_at()
+        return looked_at
+
+    def test_a_sweep_looks_at_none_while_claims_go_on(self, ledger: Ledger, looked_at: Callable[[], int]) -> None:
+        for model in ("old", "new"):
+            claimed(ledger, worker(model=model))
+        looked_at()
+        assert ledger.sweep("s").permits == {"old": 0, "new": 0}
+        assert looked_at() == 0
+
+    def test_a_stalled_models_sweep_looks_no_further_than_it_must(
+        self, ledger: Ledger, looked_at: Callable[[], int], redis_server
+    ) -> None:
+        claimed(ledger, worker(model="new"))
+        looked_at()
+        assert ledger.sweep("s").permits == {"old": 1, "new": 0}
+        assert looked_at() == 100
+        let_claims_age(redis_server.client, ledger, "new")
+        assert ledger.sweep("s").permits == {"old": 1, "new": 1}
+        assert looked_at() == 1_200
+
+    def test_all_are_counted_where_the_count_is_asked_for(self, ledger: Ledger, looked_at: Callable[[], int]) -> None:
+        assert (ledger.claimable("old"), ledger.claimable("new"), ledger.claimable("none")) == (2_200, 200, 0)
+        looked_at()
+        assert ledger.claimable("old", 10) >= 10
+        assert looked_at() == 100
+
+    def test_a_worker_learns_whether_there_is_work_without_a_look_at_any(
+        self, ledger: Ledger, looked_at: Callable[[], int]
+    ) -> None:
+        looked_at()
+        assert ledger.has_work(worker(model="new"))
+        assert looked_at() == 0
+
+
+class TestHasWork:
+    def test_it_is_whether_a_claim_would_find_something(self, ledger: Ledger) -> None:
+        mine, other = worker(fingerprint="f1"), worker(fingerprint="f2")
+        assert not ledger.has_work(mine)
+        ledger.accept(job_file(batches=2))
+        assert ledger.has_work(mine)
+        claims = [claimed(ledger, mine)]
+        assert (ledger.has_work(mine), ledger.has_work(other)) == (True, False)
+        claims.append(claimed(ledger, mine))
+        assert not ledger.has_work(mine)
+        for claim in claims:
+            finish(ledger, claim)
+        assert (ledger.has_work(mine), ledger.has_work(other)) == (True, True)
+        run(ledger, other)
+        assert not ledger.has_work(mine)
 
 
 def test_a_sweep_handles_a_thousand_leases_and_the_next_the_rest(ledger: Ledger, redis_server) -> None:

@@ -72,6 +72,15 @@ def test_people_see_each_round_and_where_the_time_went(done: subprocess.Complete
     assert {"round", "median", "phase", "submit", "claim", "generate", "commit", "finalize", "side"} <= first
 
 
+def test_with_a_fake_engine_every_batch_of_every_job_goes_through() -> None:
+    done = bench("--fake", "--workers", "1", "--jobs", "2", "--batches", "6")
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads(done.stdout.splitlines()[-1])["runs"]
+    assert (run["workers"], run["jobs"], run["batches"], run["rows"]) == (1, 2, 6, 6 * 256)
+    assert run["rows_per_s"] == pytest.approx(run["rows"] / run["seconds"], rel=0.02)
+    assert run["worker_cpu_ms_per_batch"] > 0
+
+
 def test_a_worker_that_cannot_start_is_one_sentence_and_its_reason() -> None:
     done = bench("--model", "tiny", "--prompts", "2", "--rounds", "1", "--max-rows", "5000")
     assert done.returncode == 1

@@ -1,0 +1,1 @@
+"""What ops/bench/ledger is made of."""
