@@ -71,9 +71,13 @@ def stage_of(path: str) -> str | None:
     return stage if folder == STAGES and separator else None
 
 
+def input_prefix(stage: str) -> str:
+    return f"data/{stage}/input"
+
+
 def input_batch(stage: str, batch: int) -> str:
     """The input batch file: rendered requests and the source's own columns."""
-    return f"data/{stage}/input/batch-{batch:05d}.parquet"
+    return f"{input_prefix(stage)}/batch-{batch:05d}.parquet"
 
 
 def carried_prefix(stage: str) -> str:

@@ -7,10 +7,12 @@ wins, and what it wrote never changes.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import secrets
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -119,11 +121,12 @@ class Store:
         """``path`` as a user writes it: an absolute file name or a URI."""
         return f"{self.uri.rstrip('/')}/{path}"
 
-    def put_if_absent(self, path: str, content: bytes) -> bool:
+    def put_if_absent(self, path: str, content: bytes, *, sync: bool = True) -> bool:
         """Write ``path`` unless it exists; True if this call wrote it.
 
-        On a local disk the file and its folder are on the disk when this returns, whoever wrote it. After a
-        time-out of a remote store the call is repeated; if it then finds its own bytes it has won.
+        On a local disk the file and its folder are on the disk when this returns, whoever wrote it; without ``sync``
+        only after ``sync_folder``. After a time-out of a remote store the call is repeated; if it then finds its own
+        bytes it has won.
         """
         lost_answer = False
         for attempt in self._retrying():
@@ -136,9 +139,17 @@ class Store:
                 except _TransientError:
                     lost_answer = True
                     raise
-        if self._root is not None:
-            self._sync(self._root / path)
+        if self._root is not None and sync:
+            self._sync(self._root / path, (self._root / path).parent)
         return won
+
+    def sync_folder(self, folder: str) -> None:
+        """Have all files that were put right into ``folder`` on the disk: those of a remote store are safe by then."""
+        if self._root is None or not (self._root / folder).is_dir():
+            return
+        if not _sync_file_system(self._root / folder):
+            paths = [self._root / item.path for item in self.list(folder)]
+            self._sync(*paths, self._root / folder)
 
     def get(self, path: str) -> bytes:
         """The whole content. Raises NotFoundError."""
@@ -292,10 +303,10 @@ class Store:
         error = state.outcome.exception()
         raise StoreUnavailableError(f"store {self.uri}: {error}") from error
 
-    def _sync(self, file: Path) -> None:
-        """Force a file and its folder to the disk: the ledger must not know of a part that power loss can take."""
+    def _sync(self, *paths: Path) -> None:
+        """Force files and folders to the disk: the ledger must not know of a part that power loss can take."""
         try:
-            for path in (file, file.parent):
+            for path in paths:
                 handle = os.open(path, os.O_RDONLY)
                 try:
                     os.fsync(handle)
@@ -303,6 +314,23 @@ class Store:
                     os.close(handle)
         except OSError as error:
             raise StoreUnavailableError(f"store {self.uri}: {error}") from error
+
+
+def _sync_file_system(folder: Path) -> bool:
+    """Force all that was written to the file system of ``folder`` to the disk; False where that cannot be done.
+
+    Linux has a call for it, which takes a fraction of the time of a call for each of thousands of files.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            return bool(ctypes.CDLL(None).syncfs(handle) == 0)
+        finally:
+            os.close(handle)
+    except (AttributeError, OSError):  # a C library without it, or a folder that cannot be opened: as elsewhere, then
+        return False
 
 
 def _local_backend(root: Path, *, create: bool) -> LocalStore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pyarrow as pa
@@ -112,7 +112,7 @@ def _request_columns(rows: CheckedRows) -> list[pa.Array[Any]]:
         [problem and problem.reason for problem in rows.problems] if any(rows.problems) else nothing,
     ]
     return [
-        pa.array(values or [None] * len(rows), item.type)
+        pa.array(values, item.type) if values else pa.nulls(len(rows), cast(Any, item.type))
         for values, item in zip(columns, INPUT_FIELDS[1:], strict=True)
     ]
 

@@ -7,7 +7,7 @@ their bytes, read from Arrow's buffers. Nulls are left out, for a column that no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -45,6 +45,7 @@ class _Stream:
     """Values of one kind. Those of nested types have a stream for each level."""
 
     def __init__(self) -> None:
+        self._add_values: Callable[[Any], None] | None = None
         #: A byte for each row so far: 1 where it has a value.
         self._present = hashlib.sha256()
         self._lengths = hashlib.sha256()
@@ -75,6 +76,8 @@ class _Stream:
         else:
             self._present.update(b"\1" * len(values))
         if len(values):
+            if self._add_values is None:
+                self._add_values = self._adder(values.type)
             self._add_values(values)
 
     def _skip_to(self, row: int) -> None:
@@ -84,33 +87,39 @@ class _Stream:
             self._present.update(bytes(count))
             self._rows += count
 
-    def _add_values(self, values: Any) -> None:
-        """``values`` holds no null."""
-        kind = values.type
+    def _adder(self, kind: pa.DataType) -> Callable[[Any], None]:
+        """How values of this type, none of them null, are added."""
         if pa.types.is_struct(kind):
-            for item, column in zip(kind, values.flatten(), strict=True):
-                self._add_inner(item.name, column)
-        elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-            self._lengths.update(_fixed(pc.list_value_length(values).cast(pa.int64())))
-            self._add_inner("", values.flatten())
-        elif _is_bytes(kind):
-            self._lengths.update(_fixed(pc.binary_length(values).cast(pa.int64())))
-            self._bytes.update(_content(values))
-        else:
-            self._bytes.update(_fixed(values.cast(pa.uint8()) if pa.types.is_boolean(kind) else values))
+            return self._add_structs
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            return self._add_lists
+        if pa.types.is_string(kind) or pa.types.is_binary(kind):
+            return self._add_strings
+        if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+            return self._add_large_strings
+        if pa.types.is_boolean(kind):
+            return lambda values: self._bytes.update(_fixed(values.cast(pa.uint8())))
+        return lambda values: self._bytes.update(_fixed(values))
+
+    def _add_structs(self, values: Any) -> None:
+        for item, column in zip(values.type, values.flatten(), strict=True):
+            self._add_inner(item.name, column)
+
+    def _add_lists(self, values: Any) -> None:
+        self._lengths.update(_fixed(pc.list_value_length(values).cast(pa.int64())))
+        self._add_inner("", values.flatten())
+
+    def _add_strings(self, values: Any) -> None:
+        self._lengths.update(_fixed(pc.binary_length(values)))
+        self._bytes.update(_content(values, "i"))
+
+    def _add_large_strings(self, values: Any) -> None:
+        self._lengths.update(_fixed(pc.binary_length(values).cast(pa.int32())))
+        self._bytes.update(_content(values, "q"))
 
     def _add_inner(self, name: str, values: pa.Array[Any]) -> None:
         inner = self._inner.setdefault(name, _Stream())
         inner.add(values, range(inner._rows, inner._rows + len(values)))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    )
 
 
 def _plain(values: pa.Array[Any]) -> pa.Array[Any]:
@@ -125,18 +134,16 @@ def _plain(values: pa.Array[Any]) -> pa.Array[Any]:
     return values
 
 
-def _fixed(values: pa.Array[Any]) -> memoryview:
+def _fixed(values: Any) -> memoryview:
     """The bytes of values of a fixed width."""
     width = values.type.bit_width // 8
-    buffer = values.buffers()[1]
-    return memoryview(buffer)[values.offset * width : (values.offset + len(values)) * width]  # type: ignore[arg-type]
+    return memoryview(values.buffers()[1])[values.offset * width : (values.offset + len(values)) * width]
 
 
-def _content(values: pa.Array[Any]) -> memoryview:
+def _content(values: Any, offset_format: str) -> memoryview:
     """The bytes of all strings, one after the other."""
     _, offsets, content = values.buffers()
     if content is None:
         return memoryview(b"")
-    wide = pa.types.is_large_string(values.type) or pa.types.is_large_binary(values.type)
-    bounds = memoryview(offsets).cast("q" if wide else "i")  # type: ignore[arg-type]
+    bounds = memoryview(offsets).cast(offset_format)  # type: ignore[call-overload]
     return memoryview(content)[bounds[values.offset] : bounds[values.offset + len(values)]]

@@ -1,4 +1,4 @@
-"""Writes the input batches of a stage, several at once: a store is waited for, not worked for."""
+"""Writes the input batches of a stage: to a remote store several at once, for it is waited for, not worked for."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jobs.prompts import write_batch
 from jobs.store import Store
 from producer.batches import StagedBatch
 
-#: Batches on their way to the store at once, to a disk and to others, and bytes of them.
-_LOCAL_WRITERS, _WRITERS = 2, 16
+#: Batches on their way to a remote store at once, and bytes of them.
+_WRITERS = 16
 _MAX_BYTES = 64 << 20
 
 
@@ -25,8 +25,7 @@ class StageWriter:
     def __init__(self, store: Store, stage: str) -> None:
         self._store = store
         self._stage = stage
-        self._writers = _LOCAL_WRITERS if store.is_local else _WRITERS
-        self._pool = ThreadPoolExecutor(self._writers)
+        self._pool = ThreadPoolExecutor(_WRITERS)
         self._pending: deque[tuple[Future[None], int]] = deque()
         self._bytes = 0
 
@@ -37,13 +36,19 @@ class StageWriter:
         try:
             while kind is None and self._pending:
                 self._wait_for_one()
+            if kind is None:
+                self._store.sync_folder(layout.input_prefix(self._stage))
         finally:
             self._pool.shutdown(cancel_futures=True)
 
     def put(self, batch: StagedBatch) -> None:
         """Write ``batch`` soon. Raises what an earlier one failed with, InputError and StoreUnavailableError."""
+        if self._store.is_local:
+            # Threads would cost more than they gain: the work is this process' own.
+            self._write(batch)
+            return
         size = batch.table.nbytes
-        while self._pending and (len(self._pending) >= 2 * self._writers or self._bytes + size > _MAX_BYTES):
+        while self._pending and (len(self._pending) >= 2 * _WRITERS or self._bytes + size > _MAX_BYTES):
             self._wait_for_one()
         self._pending.append((self._pool.submit(self._write, batch), size))
         self._bytes += size
@@ -54,5 +59,7 @@ class StageWriter:
         written.result()
 
     def _write(self, batch: StagedBatch) -> None:
-        if not self._store.put_if_absent(layout.input_batch(self._stage, batch.index), write_batch(batch.table)):
+        path = layout.input_batch(self._stage, batch.index)
+        # On the disk all at once, when all are written.
+        if not self._store.put_if_absent(path, write_batch(batch.table), sync=False):
             raise InputError(f"stage {self._stage} is in use by another submit")

@@ -149,9 +149,9 @@ class MortalStore(Store):
         #: Changes have a number each, for many threads make them.
         self._changes = itertools.count(1)
 
-    def put_if_absent(self, path: str, content: bytes) -> bool:
+    def put_if_absent(self, path: str, content: bytes, *, sync: bool = True) -> bool:
         with self._change():
-            return super().put_if_absent(path, content)
+            return super().put_if_absent(path, content, sync=sync)
 
     def delete(self, paths: list[str]) -> None:
         for path in paths:

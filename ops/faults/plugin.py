@@ -138,8 +138,8 @@ def _wrap(owner: type, method: str, faults: _Faults, name_of: Callable[..., str 
 def _log_commits(faults: _Faults) -> None:
     original = Store.put_if_absent
 
-    def put_if_absent(self: Store, path: str, content: bytes) -> bool:
-        won = original(self, path, content)
+    def put_if_absent(self: Store, path: str, content: bytes, *, sync: bool = True) -> bool:
+        won = original(self, path, content, sync=sync)
         stage, found = stage_of(path), batch_of_part(path)
         if won and found is not None:
             faults.note("commit", stage, found[0])

@@ -91,8 +91,8 @@ def test_a_submit_that_breaks_off_after_its_acceptance_keeps_the_input(
 ) -> None:
     put = bench.store.__class__.put_if_absent
 
-    def put_then_break(store: Any, path: str, content: bytes) -> bool:
-        won = put(store, path, content)
+    def put_then_break(store: Any, path: str, content: bytes, **options: bool) -> bool:
+        won = put(store, path, content, **options)
         if layout.job_of_file(path) is not None:
             raise error
         return won
@@ -121,11 +121,11 @@ class TestAPartThatCannotBePut:
         """A store that takes no part while the list has entries; each try takes one."""
         put, left = bench.store.__class__.put_if_absent, [True] * 3
 
-        def put_or_refuse(store: Any, path: str, content: bytes) -> bool:
+        def put_or_refuse(store: Any, path: str, content: bytes, **options: bool) -> bool:
             if layout.batch_of_part(path) is not None and left:
                 left.pop()
                 raise StoreUnavailableError("no space left on device")
-            return put(store, path, content)
+            return put(store, path, content, **options)
 
         monkeypatch.setattr(bench.store.__class__, "put_if_absent", put_or_refuse)
         monkeypatch.setattr(worker_batch, "_COMMIT_PAUSE_S", 0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -280,3 +281,22 @@ def test_a_store_that_stays_away_is_said_to_be_unavailable(monkeypatch: pytest.M
     for call in calls:
         with pytest.raises(StoreUnavailableError, match=r"^store memory://: connection refused$"):
             call()
+
+
+@pytest.mark.parametrize("has_syncfs", [True, False])
+def test_files_that_were_put_without_waiting_for_the_disk_are_on_it_after_their_folder_was_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_syncfs: bool
+) -> None:
+    if not has_syncfs:
+        monkeypatch.setattr("sys.platform", "darwin")
+    opened = Store.open(str(tmp_path / "store"), create=True)
+    synced: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    for name in ("a", "b"):
+        assert opened.put_if_absent(f"folder/{name}", b"content", sync=False)
+    assert synced == []
+    opened.sync_folder("folder")
+    opened.sync_folder("absent")
+    folder = tmp_path / "store" / "folder"
+    expected = {str(folder / "a"), str(folder / "b"), str(folder)}
+    assert set(synced) == (set() if has_syncfs and sys.platform == "linux" else expected)
