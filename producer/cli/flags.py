@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from jobs.errors import InputError
 from jobs.settings import Settings
 from jobs.spec import JobSpec, SamplingParams, check_job_id, now, split_model, validated
+from producer.cli.completion import complete_format, complete_job, complete_source
 from producer.overrides import allowed
 from producer.rows import RowOptions
 from producer.template import Template
@@ -27,9 +28,12 @@ _JOB = "Job"
 _PLACE = "Place"
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A path, a glob, a folder, a URI, or - for stdin.")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="A path, a glob, a folder, a URI, or - for stdin.", autocompletion=complete_source
+    ),
 ]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.", autocompletion=complete_job)]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -58,7 +62,7 @@ class PromptFlags:
     source_format: Annotated[
         str | None,
         typer.Option("--format", metavar="FORMAT", help="jsonl, json, csv, tsv, txt, parquet or arrow, also jsonl.gz "
-                     "...; default: by extension.", rich_help_panel=_PROMPT),
+                     "...; default: by extension.", rich_help_panel=_PROMPT, autocompletion=complete_format),
     ] = None  # fmt: skip
     template: Annotated[
         str | None,

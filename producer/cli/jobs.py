@@ -16,6 +16,7 @@ from jobs.errors import ForeignStoreError, RedisUnavailableError, UnknownJobErro
 from jobs.records import job_ids, read_job
 from jobs.recover import recover_all, recover_job
 from jobs.spec import JobStatus, Status
+from producer.cli.completion import complete_job
 from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, parse_label, parse_since, with_flags
 from producer.cli.text import labels_text, print_table, say, status_text
 from producer.cli.waiting import finish, wait_for
@@ -137,7 +138,10 @@ def _table(jobs: list[JobStatus]) -> Table:
 @with_flags(place=PlaceFlags)
 def watch_command(
     place: PlaceFlags,
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Default: the one job that lives.")] = None,
+    job: Annotated[
+        str | None,
+        typer.Argument(metavar="[JOB]", help="Default: the one job that lives.", autocompletion=complete_job),
+    ] = None,
     allow_failed: Annotated[bool, typer.Option("--allow-failed", help="Failed rows are no failure.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -187,7 +191,9 @@ def priority_command(
 @with_flags(place=PlaceFlags)
 def recover_command(
     place: PlaceFlags,
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Default: all jobs.")] = None,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Default: all jobs.", autocompletion=complete_job)
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Rebuild the state in Redis from the store; what is there already is kept."""

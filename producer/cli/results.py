@@ -11,6 +11,7 @@ import typer
 from jobs.console import EPILOG_NEWLINES, json_out
 from jobs.errors import InputError
 from jobs.store import Store
+from producer.cli.completion import complete_export
 from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, with_flags
 from producer.cli.jobs import opened
 from producer.cli.text import say
@@ -37,7 +38,13 @@ def results_command(
         typer.Option(metavar="FILE_OR_DIR", help="Write the rows here, also .gz or .zst; replaces; - is stdout."),
     ] = None,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(FORMATS)}; default: by extension.")
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help=f"{', '.join(FORMATS)}; default: by extension.",
+            autocompletion=complete_export,
+        ),
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Finished batches of a job that still runs.")] = False,
     rows: Annotated[
