@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from jobs.deletion import clear_if_deleted
 from jobs.errors import DamagedFileError, PromptmillError
 from jobs.finalize import MissingPartsError, Progress, finalize
 from jobs.ledger import Claim, Ledger
-from jobs.permits import Permits
 from jobs.records import read_job
 from jobs.recover import manifest_status
 from jobs.results import PartCounts
 from jobs.spec import JobFile
 from jobs.store import Store
+
+if TYPE_CHECKING:
+    # Celery takes a while to import, and commands that end no job import this module too.
+    from jobs.permits import Permits
 
 _log = logging.getLogger(__name__)
 
