@@ -10,10 +10,13 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from unittest.mock import patch
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -82,9 +85,24 @@ def folder(mill: Mill, tiny: Path) -> Path:
     mill.write("dump.gz", gzip.compress(b"prompt\na lamp\n"))
     mill.write("requests.jsonl", chat_request("one", "a lamp") + chat_request("two", "a bag"))
     (mill.folder / "my-model").symlink_to(tiny)
+    prices = pa.array([Decimal("3.50"), Decimal("12.00")], pa.decimal128(8, 2))
+    pq.write_table(pa.table({"sku": ["L-1", "B-2"], "title": ["a lamp", "a bag"], "price": prices}),
+                   mill.folder / "catalog.parquet")  # fmt: skip
+    save_dataset(mill.folder / "reviews", pa.table({"text": ["bright", "roomy"], "stars": [5, 4]}))
     (mill.folder / "parts").mkdir()
     (mill.folder / "parts" / "one.csv").write_text(head, encoding="utf-8")
     return mill.folder
+
+
+def save_dataset(folder: Path, table: pa.Table) -> None:
+    """As ``datasets.Dataset.save_to_disk`` does."""
+    folder.mkdir()
+    with (
+        pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema) as out,
+    ):
+        out.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
 
 
 @pytest.fixture(scope="module")
