@@ -97,12 +97,10 @@ def folder(mill: Mill, tiny: Path) -> Path:
 def save_dataset(folder: Path, table: pa.Table) -> None:
     """As ``datasets.Dataset.save_to_disk`` does."""
     folder.mkdir()
-    with (
-        pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
-        pa.ipc.new_stream(sink, table.schema) as out,
-    ):
-        out.write_table(table)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    name = "data-00000-of-00001.arrow"
+    with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +131,13 @@ def test_a_command_of_the_docs_does_what_it_says(
         assert mill.run(*arguments).ok().out
         return
     assert mill.call(*arguments).ok()
+
+
+@pytest.mark.parametrize("line", commands("zcat"))
+def test_what_is_piped_into_a_command_of_the_docs_is_read(mill: Mill, folder: Path, line: str) -> None:
+    unpack, command = line.split(" | ")
+    content = gzip.decompress((folder / unpack.split()[1]).read_bytes())
+    assert mill.call(*shlex.split(command)[1:], stdin=content).ok()
 
 
 @pytest.mark.parametrize("command", commands("promptmill-worker"))
