@@ -72,9 +72,8 @@ def test_a_worker_that_is_killed_half_way_costs_no_row(mill: Mill, workers: list
 
     assert before < 800, "the job was as good as over when the worker died"
     assert_exactly(mill, job, 1_000)
-    table = mill.table(job)
-    assert len(set(table["worker"].to_pylist())) == 2
-    assert max(table["attempt"].to_pylist()) == 2, "what the dead worker held was run again"
+    # Whether the dead worker had committed anything by then is the machine's business.
+    assert max(mill.table(job)["attempt"].to_pylist()) == 2, "what the dead worker held was run again"
 
 
 def test_a_worker_that_is_told_to_end_hands_its_batches_back_at_once(mill: Mill, workers: list[Worker]) -> None:
