@@ -219,9 +219,9 @@ class _Sparkline:
         self._history = history
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        room = options.max_width - len("  at most 1,000,000/s")
+        room = options.max_width - len("  peak 1,000,000/s")
         values = self._history.rates(max(8, room))
-        most = f"at most {max(values):,.0f}/s" if values else "--"
+        most = f"peak {max(values):,.0f}/s" if values else "--"
         line = sparkline(values, ascii_only=options.ascii_only)
         yield Text.assemble((line, "cyan"), "  " if line else "", most, no_wrap=True, overflow="crop")
 

@@ -53,7 +53,7 @@ def test_the_figures_are_there_at_every_width_and_no_line_is_wider(width: int) -
     assert max(map(len, lines)) <= width
     assert lines[0] == "job-74895a6814de3860  in progress"
     for figure in ("2,250/10,000 22.5 %", "12.3 rows/s · 1,756 tokens/s · ETA 10:28", "01:24 elapsed",
-                   "at most 100/s", "gpu-1-4711-37964a (cuda:0)",
+                   "peak 100/s", "gpu-1-4711-37964a (cuda:0)",
                    "34: prompt_too_long 30, numeric_error 4"):  # fmt: skip
         assert figure in text, figure
 
@@ -100,7 +100,7 @@ def test_workers_are_named_while_they_are_few() -> None:
 
 def test_the_sparkline_shows_the_whole_watched_time_and_its_gap() -> None:
     line = next(line for line in drawn(status(), 80) if line.startswith("tokens"))
-    blocks = line.removeprefix("tokens   ").split("  at most")[0]
+    blocks = line.removeprefix("tokens   ").split("  peak")[0]
     third = len(blocks) // 3
 
     assert len(blocks) > 40
