@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pyarrow as pa
@@ -180,7 +180,7 @@ _CAST_TYPES: dict[str, pa.DataType] = {
 
 def arrow_type(column: Column) -> pa.DataType:
     """The Arrow type of a source column in the results."""
-    if column.encoding != "typed":
+    if column.encoding in _CAST_TYPES:
         return _CAST_TYPES[column.encoding]
     if column.arrow is None:
         return pa.string()
@@ -257,9 +257,14 @@ def _cast(own: pa.Table, column: Column) -> pa.ChunkedArray[Any]:
 
     A JSON column is staged as the kind that all its values in the batch had, or as JSON text.
     """
-    staged, target = own.column(column.source), arrow_type(column)
+    staged, target = own.column(column.source), cast(Any, arrow_type(column))
     if column.encoding == "json" and own.schema.field(column.source).metadata != JSON_TEXT:
         texts = [None if value is None else orjson.dumps(value).decode() for value in staged.to_pylist()]
         return pa.chunked_array([pa.array(texts, target)])
+    if column.encoding == "list":
+        lists = [None if text is None else orjson.loads(text) for text in staged.to_pylist()]
+        if pa.types.is_floating(target.value_type):
+            lists = [items and [None if item is None else float(item) for item in items] for items in lists]
+        return pa.chunked_array([pa.array(lists, target)])
     # Integers widen to the nearest float.
     return staged.cast(target, safe=column.encoding != "float64")

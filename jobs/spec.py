@@ -163,9 +163,9 @@ class Column(_Frozen):
     source: str
     #: The name in the results: the same, or with the prefix ``input_`` after a clash.
     name: str
-    #: ``typed``: staged with its Arrow type and kept. Others are staged as raw JSON text and cast at commit.
-    encoding: Literal["typed", "int64", "float64", "bool", "string", "json"] = "typed"
-    #: The Arrow type in the results, as a base64 IPC schema of one field; None for the cast encodings.
+    #: ``typed``: staged with its Arrow type and kept. Others are staged as what each batch held and cast at commit.
+    encoding: Literal["typed", "int64", "float64", "bool", "string", "list", "json"] = "typed"
+    #: The Arrow type in the results, as a base64 IPC schema of one field; for ``typed`` and ``list``.
     arrow: str | None = None
 
 

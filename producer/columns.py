@@ -2,7 +2,8 @@
 
 A JSON column has no type before its last row was seen. A batch of it whose values are all of one kind is staged as
 that kind, any other as raw JSON text, and the worker casts both to the type settled here when it writes a part:
-bool, int64, float64 and string stay what they are, integers among floats widen, everything else is JSON text.
+bool, int64, float64, string and lists of one of them stay what they are, integers among floats widen, everything else
+is JSON text.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _PARTITION = "job_id"
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
-Encoding = Literal["typed", "int64", "float64", "bool", "string", "json"]
+Encoding = Literal["typed", "int64", "float64", "bool", "string", "list", "json"]
 
 
 class ArrowRow(NamedTuple):
@@ -117,7 +118,9 @@ class OwnColumns:
     def _column(self, source: str, name: str, kinds: set[str]) -> Column:
         if self._types is not None:
             return Column(source=source, name=name, encoding="typed", arrow=encode_arrow_type(self._types[source]))
-        return Column(source=source, name=name, encoding=settle_type(kinds))
+        encoding = settle_type(kinds)
+        arrow = encode_arrow_type(pa.list_(_ARROW[_element_type(kinds)])) if encoding == "list" else None
+        return Column(source=source, name=name, encoding=encoding, arrow=arrow)
 
 
 def _runs(rows: Sequence[ArrowRow]) -> Iterator[pa.RecordBatch]:
@@ -128,12 +131,16 @@ def _runs(rows: Sequence[ArrowRow]) -> Iterator[pa.RecordBatch]:
 
 
 _NONE = type(None)
+_LIST_OF = "list of "
 _PLAIN: dict[type, tuple[str, pa.DataType]] = {
     str: ("string", pa.string()),
     int: ("int64", pa.int64()),
     float: ("float64", pa.float64()),
     bool: ("bool", pa.bool_()),
 }
+
+
+_ARROW = dict(_PLAIN.values())
 
 
 def stage_json(name: str, values: list[Any], kinds: set[str]) -> Staged:
@@ -159,11 +166,12 @@ def _stage_text(name: str, values: list[Any], kinds: set[str]) -> Staged:
     for place, value in enumerate(values):
         if value is not None:
             by_kind.setdefault(_kind(value), []).append(place)
-    kinds.update(by_kind)
+    kinds.update(kind for kind in by_kind if kind != "json")
+    for place in by_kind.get("json", ()):
+        kinds.update(_nested_kinds(values[place]))
     texts = pa.array([None if value is None else as_json(value) for value in values], pa.string())
-    arrow = dict(_PLAIN.values())
     pieces = [
-        (kind, texts.take(places) if kind == "json" else pa.array([values[place] for place in places], arrow[kind]),
+        (kind, texts.take(places) if kind == "json" else pa.array([values[place] for place in places], _ARROW[kind]),
          places)
         for kind, places in by_kind.items()
     ]  # fmt: skip
@@ -177,10 +185,26 @@ def _kind(value: Any) -> str:
     return _PLAIN[kind][0] if kind in _PLAIN else "json"
 
 
+def _nested_kinds(value: Any) -> set[str]:
+    """The kinds of a value that is no scalar: ``json``, or ``list`` and ``list of`` what its elements are."""
+    if type(value) is not list:
+        return {"json"}
+    elements = {_kind(item) for item in value if item is not None}
+    return {"json"} if "json" in elements else {"list", *(_LIST_OF + element for element in elements)}
+
+
+def _element_type(kinds: set[str]) -> Encoding:
+    """Of the lists among these kinds."""
+    return settle_type({kind.removeprefix(_LIST_OF) for kind in kinds if kind.startswith(_LIST_OF)})
+
+
 def settle_type(kinds: set[str]) -> Encoding:
     """The type of a column whose values are of these kinds; a column of nulls becomes strings."""
     if not kinds:
         return "string"
+    if "list" in kinds:
+        only_lists = all(kind == "list" or kind.startswith(_LIST_OF) for kind in kinds)
+        return "list" if only_lists and _element_type(kinds) != "json" else "json"
     if kinds == {"int64", "float64"}:
         return "float64"
     if len(kinds) > 1:
