@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,7 +11,11 @@ from jobs import __version__
 from jobs.errors import PromptmillError
 from jobs.ledger import Ledger
 from jobs.settings import Settings
+from jobs.spec import Status
 from jobs.store import Store
+
+#: Seconds that two clocks may be apart.
+_MAX_CLOCK_S = 30.0
 
 #: The first versions whose scripts may declare that they run when memory is full.
 _MIN_REDIS = (7, 0)
@@ -34,17 +39,23 @@ def examine(settings: Settings) -> list[Finding]:
         store = Store.open(settings.store)
         store.probe()
         findings.append(Finding("store", f"{store.uri} (id {store.id}), put-if-absent holds"))
+        findings += _disk(store, settings)
     except PromptmillError as error:
         mend = "set PROMPTMILL_STORE; the first submit or run creates a store in an empty place"
         findings.append(Finding("store", str(error), False, mend))
     try:
         ledger = Ledger.connect(settings.redis, store.id if store else "none")
         findings += _redis(ledger.ping())
+        findings.append(_clock(ledger.now() - time.time()))
         if store is not None:
             findings.append(_workers(ledger))
+            findings += _jobs(ledger)
         ledger.close()
     except PromptmillError as error:
-        mend = "start Redis, or set PROMPTMILL_REDIS_URL to one that runs"
+        mend = (
+            "start Redis (`docker compose up -d redis`, or the package redis-server), or set PROMPTMILL_REDIS_URL to one "
+            "that runs; `promptmill run` brings its own"
+        )
         findings.append(Finding("redis", str(error), False, mend))
     return findings
 
@@ -78,6 +89,46 @@ def _redis(server: dict[str, object]) -> list[Finding]:
     mend = None if durable else "appendonly yes keeps pauses and priorities over a restart (jobs come back anyway)"
     findings.append(Finding("redis durability", f"append-only file {'on' if durable else 'off'}", True, mend))
     return findings
+
+
+def _disk(store: Store, settings: Settings) -> list[Finding]:
+    """How full the disk of a local store is."""
+    free = store.free_bytes()
+    if free is None:
+        return []
+    enough = free >= settings.min_free_mb * 2**20
+    mend = (
+        f"make room: workers claim nothing while less than {settings.min_free_mb:g} MiB are free "
+        "(PROMPTMILL_MIN_FREE_MB); `promptmill delete JOB` removes a job's files"
+    )
+    return [Finding("disk", f"{free / 1e9:,.1f} GB free", enough, None if enough else mend)]
+
+
+def _clock(ahead_s: float) -> Finding:
+    """Deadlines and leases go by the clock of Redis, deadlines like 6h are counted from this machine's."""
+    same = abs(ahead_s) < _MAX_CLOCK_S
+    where = "ahead of" if ahead_s > 0 else "behind"
+    found = "that of Redis is the same" if same else f"that of Redis is {abs(ahead_s):,.0f} s {where} this machine's"
+    return Finding("clock", found, same, None if same else "set both by NTP: deadlines would fire early or late")
+
+
+def _jobs(ledger: Ledger) -> list[Finding]:
+    """Jobs that stand still, and what gets them going."""
+    served = {worker.model for worker in ledger.workers()}
+    live = [job for job in ledger.jobs() if not job.status.ended]
+    findings = []
+    for model in sorted({job.model for job in live} - served):
+        waiting = [job.id for job in live if job.model == model]
+        shown = f"{len(waiting)} wait for {model!r}, which no live worker serves: {_first(waiting)}"
+        findings.append(Finding("jobs", shown, True, f"promptmill-worker start --model {model}=PATH_OR_ID"))
+    paused = [job.id for job in live if job.status is Status.PAUSED]
+    if paused:
+        findings.append(Finding("jobs", f"{len(paused)} paused: {_first(paused)}", True, "promptmill resume JOB"))
+    return findings
+
+
+def _first(jobs: list[str]) -> str:
+    return ", ".join(jobs[:3]) + (f" and {len(jobs) - 3} more" if len(jobs) > 3 else "")
 
 
 def _workers(ledger: Ledger) -> Finding:

@@ -192,12 +192,32 @@ def test_doctor_is_content_where_all_is_well(mill: Mill) -> None:
     assert "1 x tiny" in done.out
 
 
+def test_doctor_names_what_jobs_that_stand_still_wait_for(mill: Mill) -> None:
+    job = mill.call("submit", mill.prompts("unserved", 1), "--model", "unserved").ok().out.strip()
+    mill.call("pause", job).ok()
+    done = mill.call("doctor").ok()
+
+    assert f"1 wait for 'unserved', which no live worker serves: {job}" in done.out
+    assert "-> promptmill-worker start --model unserved=PATH_OR_ID" in done.out
+    assert "-> promptmill resume JOB" in done.out
+    assert mill.call("delete", job, "--yes").ok()
+
+
+def test_doctor_says_that_the_disk_is_too_full_for_workers(mill: Mill) -> None:
+    done = mill.call("doctor", PROMPTMILL_MIN_FREE_MB="1e9")
+
+    assert done.code == 3
+    assert "BAD  disk: " in done.out
+    assert "-> make room: workers claim nothing" in done.out
+
+
 def test_doctor_names_the_mend_when_redis_is_down(mill: Mill) -> None:
     done = mill.call("doctor", PROMPTMILL_REDIS_URL="redis://:hidden-word@127.0.0.1:1/0")
 
     assert done.code == 3
     assert "BAD  redis: Redis at 127.0.0.1:1 cannot be reached" in done.out
-    assert "-> start Redis, or set PROMPTMILL_REDIS_URL" in done.out
+    assert "-> start Redis (" in done.out
+    assert "set PROMPTMILL_REDIS_URL" in done.out
     assert "hidden-word" not in done.out + done.err
 
 
