@@ -53,8 +53,8 @@ def examine(settings: Settings) -> list[Finding]:
         ledger.close()
     except PromptmillError as error:
         mend = (
-            "start Redis (`docker compose up -d redis`, or the package redis-server), or set PROMPTMILL_REDIS_URL to one "
-            "that runs; `promptmill run` brings its own"
+            "start Redis (`docker compose up -d redis`, or the package redis-server), or set PROMPTMILL_REDIS_URL to "
+            "one that runs; `promptmill run` brings its own"
         )
         findings.append(Finding("redis", str(error), False, mend))
     return findings
