@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-from jobs.errors import Problem, SourceError
+from jobs.errors import Problem, SourceError, one_line
 from producer.duplicates import DuplicateFinder
 from producer.requests import CheckedRow, CheckedRows, error_row
 from producer.rows import RowChecker, RowOptions
@@ -161,7 +161,7 @@ class Checking:
         show: int = 0,
         skip_invalid: bool = False,
     ) -> None:
-        self.report = CheckReport(source.name, batch_size, skip_invalid, notes=source.notes)
+        self.report = CheckReport(one_line(source.name), batch_size, skip_invalid, notes=source.notes)
         self._source = source
         self._options = options
         self._checker = RowChecker(options, source)

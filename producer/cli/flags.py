@@ -19,7 +19,7 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec, SamplingParams, check_job_id, now, split_model, validated
 from producer.overrides import allowed
 from producer.rows import RowOptions
-from producer.template import Template
+from producer.template import Template, check_text
 
 _PROMPT = "Prompt"
 _SAMPLING = "Sampling"
@@ -99,6 +99,7 @@ class PromptFlags:
         """Raises InputError."""
         if self.keep_columns is not None and self.drop_columns is not None:
             raise InputError("--keep-columns and --drop-columns exclude each other: give one of them")
+        check_text("--system", self.system or "")
         return RowOptions(
             template=Template.load(self.template) if self.template is not None else None,
             prompt_column=self.prompt_column,
@@ -183,7 +184,7 @@ class JobFlags:
             "chat": prompts.chat,
             "system": prompts.system,
             "priority": self.priority,
-            "labels": dict(_label(text) for text in self.label or ()),
+            "labels": _labels(self.label or []),
             "deadline": parse_deadline(self.deadline) if self.deadline is not None else None,
             "batch_size": self.batch_size,
             "max_error_rate": self.max_error_rate,
@@ -210,11 +211,25 @@ def parse_deadline(text: str) -> datetime:
     return when
 
 
-def _label(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise InputError(f"--label {text!r}: use KEY=VALUE")
-    return key, value
+#: Characters of a label's key and of its value, and labels: they are shown in tables.
+_LABEL, _LABELS = 200, 64
+
+
+def _labels(texts: list[str]) -> dict[str, str]:
+    """Raises InputError."""
+    labels: dict[str, str] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise InputError(f"--label {text!r}: use KEY=VALUE")
+        if max(len(key), len(value)) > _LABEL or not text.isprintable():
+            raise InputError(f"--label {text!r}: use at most {_LABEL} characters for each, none a control character")
+        if labels.get(key, value) != value:
+            raise InputError(f"--label {text!r}: the label {key!r} is given twice")
+        labels[key] = value
+    if len(labels) > _LABELS:
+        raise InputError(f"--label: {len(labels)} labels are more than {_LABELS}")
+    return labels
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, with_flags
 from producer.cli.text import print_table, say, status_text
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
+from producer.near import did_you_mean
 from producer.status import job_status, list_jobs, the_live_job
 from producer.tend import cancel_job
 
@@ -57,7 +58,7 @@ def _check_known(connection: Connection, job: str) -> None:
     """Raises UnknownJobError, or ForeignStoreError where this Redis works for other stores alone."""
     try:
         read_job(connection.store, job)
-    except UnknownJobError:
+    except UnknownJobError as error:
         others: set[str] = set()
         with suppress(RedisUnavailableError):
             others = {uri for store, uri in connection.ledger.stores().items() if store != connection.store.id}
@@ -66,6 +67,8 @@ def _check_known(connection: Connection, job: str) -> None:
                 f"no job {job!r}: the store {connection.store.uri} has no jobs, but this Redis also serves "
                 f"{', '.join(sorted(others))}; set PROMPTMILL_STORE (or --store) to the one you mean"
             ) from None
+        if near := did_you_mean(job, job_ids(connection.store)):
+            raise UnknownJobError(f"no job {job!r} in the store {connection.store.uri}{near}") from error
         raise
 
 

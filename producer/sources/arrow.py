@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ from jobs.errors import InputError, Problem, SourceError
 from producer.sources.base import ArrowBlock, Found, Source, no_rows
 from producer.sources.formats import Compression
 from producer.sources.lines import DAMAGED
-from producer.sources.places import READ_BLOCK, Place, opened
+from producer.sources.places import READ_BLOCK, Place, opened, spool
 
 #: Rows that become Python at once.
 _SLICE = 1024
@@ -136,10 +134,9 @@ def file_source(name: str, files: list[tuple[Place, Compression | None]], kind: 
 
 def _on_disk(place: Place, compression: Compression | None) -> Place:
     """What can be read once only, such as stdin, as a file that can be read again."""
-    with tempfile.TemporaryFile() as spool, opened(place, compression) as stream, _reading(place.name):
-        shutil.copyfileobj(stream, spool, READ_BLOCK)
-        spool.flush()
-        kept = os.dup(spool.fileno())
+    with opened(place, compression) as stream, spool(stream, place.name) as copy:
+        copy.flush()
+        kept = os.dup(copy.fileno())
 
     def again() -> BinaryIO:
         os.lseek(kept, 0, os.SEEK_SET)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NoReturn
 
 from jobs.errors import Problem, SourceError
+from producer.columns import TOO_DEEP
 from producer.sources import lines
 from producer.sources.base import Item
 from producer.sources.jsonl import read_object
@@ -51,7 +52,7 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[Item]:
         text.fail("there is text after the closing bracket of the array")
 
 
-_CUT = "ends in the middle of the array: the file seems cut"
+_CUT = "ends in the middle of the array or of a value: the file seems cut"
 
 
 def _element(text: _Text) -> Iterator[Item]:
@@ -115,7 +116,7 @@ class _Text:
                     cut = open_string or self._position >= len(self._text.rstrip())
                     self.fail(_CUT if cut else f"malformed JSON: {error.msg}")
             except RecursionError:
-                self.fail("the JSON is nested too deeply")
+                self.fail(TOO_DEEP)
 
     def fail(self, reason: str) -> NoReturn:
         column = self._position + self._before + 1
@@ -148,6 +149,6 @@ class _Text:
             line = self.line + error.object[: error.start].count(b"\n") + self._text.count("\n", self._position)
             raise SourceError([Problem(self.file, line, lines.not_utf8(error, self.file))]) from error
         except DAMAGED as error:
-            raise SourceError([Problem(self.file, None, "the compressed file is damaged or cut")]) from error
+            raise SourceError([Problem(self.file, None, lines.DAMAGED_TEXT)]) from error
         except OSError as error:
             raise SourceError([Problem(self.file, None, f"cannot be read: {error.strerror or error}")]) from error
