@@ -256,7 +256,10 @@ class Checking:
             return
         ids = self._ids_at({position for pair in repeats for position in pair})
         for position, earlier in repeats:
-            if ids and ids.get(position) != ids.get(earlier):
+            if ids and not self._ids.alike(ids.get(position), ids.get(earlier)):
+                reason = "changed while it was read: take it when nothing writes to it any more, or a copy of it"
+                raise SourceError([Problem(self._place(position)[0], None, reason)])
+            if ids and ids[position] != ids[earlier]:
                 count -= 1
                 continue
             (file, line), (first_file, first_line) = self._place(position), self._place(earlier)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, BinaryIO, cast
@@ -117,6 +117,7 @@ def file_source(name: str, files: list[tuple[Place, Compression | None]], kind: 
     for place, compression in files:
         with opened(place, compression, seekable=True) as stream, _reading(place.name):
             schemas.append(_READERS[kind](stream, None)[0])
+            _check_names(schemas[-1])
     schema = _unified([place for place, _ in files], schemas)
 
     def batches(columns: list[str]) -> Batches:
@@ -130,6 +131,13 @@ def file_source(name: str, files: list[tuple[Place, Compression | None]], kind: 
                     yield place.name, _aligned(batch, chosen)
 
     return ArrowSource(name, schema, batches).look_ahead()
+
+
+def _check_names(fields: Iterable[pa.Field[Any]]) -> None:
+    """Raises UnicodeDecodeError for a name that is not UTF-8, at any depth: it would fail wherever it is used."""
+    for item in fields:
+        _ = item.name
+        _check_names(item.type.field(place) for place in range(item.type.num_fields))
 
 
 def _on_disk(place: Place, compression: Compression | None) -> Place:
@@ -151,7 +159,7 @@ def _reading(name: str) -> Iterator[None]:
     """Says of a file that cannot be read that it is damaged."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, *DAMAGED) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, MemoryError, *DAMAGED) as error:
         reason = f"cannot be read, it is damaged, cut, or of another format: {_said(error)}"
         raise SourceError([Problem(name, None, reason)]) from error
 

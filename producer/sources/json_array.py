@@ -103,8 +103,8 @@ class _Text:
         while True:
             try:
                 _, end = _SCANNER.raw_decode(self._text, self._position)
-                # A number at the end of what was read may go on.
-                if end < len(self._text) or not self._more(_BLOCK):
+                # A number so near the end of what was read may go on: "1." and "1e+" are read as 1.
+                if end + 2 < len(self._text) or not self._more(_BLOCK):
                     value = self._text[self._position : end]
                     self.skip(end - self._position)
                     return value
@@ -113,7 +113,7 @@ class _Text:
                 near_end = open_string or error.pos > len(self._text) - _TOKEN
                 if not near_end or not self._more(max(_BLOCK, len(self._text) - self._position)):
                     self.skip(error.pos - self._position)
-                    cut = open_string or self._position >= len(self._text.rstrip())
+                    cut = open_string or self._position >= len(self._text.rstrip(_SPACE))
                     self.fail(_CUT if cut else f"malformed JSON: {error.msg}")
             except RecursionError:
                 self.fail(TOO_DEEP)
@@ -147,7 +147,7 @@ class _Text:
             return None if self._ended and not text else text
         except UnicodeDecodeError as error:
             line = self.line + error.object[: error.start].count(b"\n") + self._text.count("\n", self._position)
-            raise SourceError([Problem(self.file, line, lines.not_utf8(error, self.file))]) from error
+            raise SourceError([Problem(self.file, line, lines.not_utf8(error, self.file, of_line=False))]) from error
         except DAMAGED as error:
             raise SourceError([Problem(self.file, None, lines.DAMAGED_TEXT)]) from error
         except OSError as error:

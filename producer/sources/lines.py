@@ -111,11 +111,11 @@ def _chunks(stream: BinaryIO, file: str) -> Iterator[bytes]:
         raise SourceError([Problem(file, None, f"cannot be read: {error.strerror or error}")]) from error
 
 
-def not_utf8(error: UnicodeDecodeError, file: str) -> str:
-    """Says which byte is not UTF-8, and how to convert the file."""
-    byte = error.object[error.start]
+def not_utf8(error: UnicodeDecodeError, file: str, *, of_line: bool = True) -> str:
+    """Says which byte is not UTF-8, and how to convert the file. ``of_line``: what was decoded is a line."""
+    where = f" at position {error.start + 1}" if of_line else ""
     return (
-        f"byte 0x{byte:02X} at position {error.start + 1} is not UTF-8: convert the file, for example with "
+        f"byte 0x{error.object[error.start]:02X}{where} is not UTF-8: convert the file, for example with "
         f"`iconv -f WINDOWS-1252 -t UTF-8 {file}`"
     )
 

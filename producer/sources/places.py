@@ -55,6 +55,8 @@ def find_places(source: str, stdin: BinaryIO | None = None) -> list[Place]:
     reached.
     """
     if source == "-":
+        if stdin is None and sys.stdin is None:
+            raise InputError("stdin is closed: pipe rows into it, or name a file")
         stream = stdin or sys.stdin.buffer
         return [Place("stdin", lambda: stream, rereadable=False)]
     if "://" in source and not source.startswith("file://"):
@@ -176,8 +178,8 @@ def _near(path: str) -> str:
 def opened(place: Place, compression: Compression | None, *, seekable: bool = False) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked. Where they have to be ``seekable`` and are not, they pass through the disk.
 
-    Raises SourceError where the file cannot be opened, or has to pass through the disk and cannot; reading may raise
-    OSError, EOFError and what ``producer.sources.lines.DAMAGED`` names.
+    Raises SourceError where the file cannot be opened, or has to pass through the disk and cannot, and at the end where
+    it was written to meanwhile; reading may raise OSError, EOFError and what ``producer.sources.lines.DAMAGED`` names.
     """
     spooled = seekable and (compression is not None or place.open_seekable is None)
     opens = place.open if spooled or not seekable else place.open_seekable or place.open
@@ -186,6 +188,7 @@ def opened(place: Place, compression: Compression | None, *, seekable: bool = Fa
             stream = stack.enter_context(opens())
         except OSError as error:
             raise SourceError([Problem(place.name, None, f"cannot be read: {error.strerror or error}")]) from error
+        original, before = stream, _state(stream)
         if compression is not None:
             _check_packed(stream, compression, place.name)
         if compression == "gz":
@@ -196,6 +199,18 @@ def opened(place: Place, compression: Compression | None, *, seekable: bool = Fa
         if spooled:
             stream = stack.enter_context(spool(stream, place.name))
         yield stream
+        if _state(original) != before:
+            reason = "changed while it was read: take it when nothing writes to it any more, or a copy of it"
+            raise SourceError([Problem(place.name, None, reason)])
+
+
+def _state(stream: BinaryIO) -> tuple[int, int] | None:
+    """What shows that a file was written to: its size and time. None of what is no file."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return None
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
 #: First bytes of compressed files; Zstandard's may also begin with a frame that is to be skipped.

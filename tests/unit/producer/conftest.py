@@ -1,0 +1,6 @@
+"""hypothesis without a deadline: how long an example takes on a busy machine decides nothing."""
+
+from hypothesis import settings
+
+settings.register_profile("promptmill", deadline=None)
+settings.load_profile("promptmill")
