@@ -52,8 +52,8 @@ _LONGEST, _TAIL = 1_000, 200
 def one_line(text: str) -> str:
     """``text`` as one line that any terminal and file takes.
 
-    Names and values of others are in it: their control characters and lone surrogates are escaped, and of a long text the
-    middle is left out.
+    Names and values of others are in it: their control characters and lone surrogates are escaped, and of a long text
+    the middle is left out.
     """
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - _TAIL]} ... {text[-_TAIL:]}"

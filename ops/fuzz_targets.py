@@ -25,7 +25,7 @@ from producer.messages import check_messages
 from producer.problems import RowProblem
 from producer.requests import CheckedRow
 from producer.rows import RowChecker, RowOptions
-from producer.sources import Item, SourceRow, json_array, lines, open_source
+from producer.sources import Item, json_array, lines, open_source
 from producer.sources.jsonl import read_jsonl, read_object
 from producer.template import Template, TemplateError
 
@@ -216,9 +216,10 @@ def seeds() -> dict[str, list[bytes]]:
     return {
         "jsonl": [_LINES], "json": [_ARRAY, _LINES], "csv": [_CSV], "tsv": [_CSV.replace(b",", b"\t")],
         "txt": [b"\xef\xbb\xbfone\r\n\ntwo"], "parquet": [_parquet("snappy"), _parquet("none")],
-        "arrow": [_arrow(False), _arrow(True)], "jsonl.gz": [gzip.compress(_LINES), gzip.compress(b"\n") + gzip.compress(_LINES)],
+        "arrow": [_arrow(False), _arrow(True)], 
+        "jsonl.gz": [gzip.compress(_LINES), gzip.compress(b"\n") + gzip.compress(_LINES)],
         "csv.zst": [zstd.compress(_CSV)], "parquet.gz": [gzip.compress(_parquet("snappy"))],
-        "requests": [b'{"model": "m", "messages": [{"role": "user", "content": "a"}], "temperature": 0.5, "stop": ["x"]}'],
-        "messages": [b'[{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}]'],
+        "requests": [b'{"model": "m", "messages": [{"role": "user", "content": "a"}], "top_p": 0.5, "stop": ["x"]}'],
+        "messages": [b'[{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text"}]}]'],
         "template": [b"About {title}: {{{price}}}"],
     }  # fmt: skip

@@ -138,5 +138,8 @@ def _content(values: pa.Array[Any]) -> memoryview:
     if content is None:
         return memoryview(b"")
     wide = pa.types.is_large_string(values.type) or pa.types.is_large_binary(values.type)
-    bounds = memoryview(offsets).cast("q" if wide else "i")  # type: ignore[arg-type]
+    width = 8 if wide else 4
+    # A file may say that its buffers are longer than they need to be, by any number of bytes.
+    used = memoryview(offsets)[: (values.offset + len(values) + 1) * width]  # type: ignore[arg-type]
+    bounds = used.cast("q" if wide else "i")
     return memoryview(content)[bounds[values.offset] : bounds[values.offset + len(values)]]

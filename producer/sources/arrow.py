@@ -21,7 +21,8 @@ from jobs.errors import InputError, Problem, SourceError
 from producer.sources.base import ArrowBlock, Found, Source, no_rows
 from producer.sources.formats import Compression
 from producer.sources.lines import DAMAGED
-from producer.sources.places import READ_BLOCK, Place, opened, spool
+from producer.sources.opening import opened, spool
+from producer.sources.places import READ_BLOCK, Place
 
 #: Rows that become Python at once.
 _SLICE = 1024

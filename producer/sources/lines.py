@@ -34,8 +34,14 @@ _BOM = b"\xef\xbb\xbf"
 _OTHER_CONTENT = (
     (b"\xff\xfe", "is UTF-16, not UTF-8: convert it, for example with `iconv -f UTF-16 -t UTF-8 {file}`"),
     (b"\xfe\xff", "is UTF-16, not UTF-8: convert it, for example with `iconv -f UTF-16 -t UTF-8 {file}`"),
-    (b"\x1f\x8b", "is compressed with gzip: give it a name that ends in .gz (stdin: --format jsonl.gz), or decompress it"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with zstd: give it a name that ends in .zst (stdin: --format jsonl.zst), or decompress it"),
+    (
+        b"\x1f\x8b",
+        "is compressed with gzip: give it a name that ends in .gz (stdin: --format jsonl.gz), or decompress it",
+    ),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "is compressed with zstd: give it a name that ends in .zst (stdin: --format jsonl.zst), or decompress it",
+    ),
     (b"BZh", "is compressed with bzip2: decompress it with `bunzip2`"),
     (b"PAR1", "is a Parquet file, not text: give it a name that ends in .parquet, or add --format parquet"),
     (b"ARROW1", "is an Arrow file, not text: give it a name that ends in .arrow, or add --format arrow"),

@@ -1,4 +1,4 @@
-"""Files that are damaged, compressed otherwise than they say, or of another format: told in one line, nothing enqueued."""
+"""Files that are damaged, compressed otherwise than they say, or of another format: told, and nothing is enqueued."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from producer.sources.places import ZstdFile
+from producer.sources.opening import ZstdFile
 from tests.mill import Mill
 from tests.refusals import GOOD, assert_refused, submit
 
@@ -121,7 +121,8 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "such an index in a struct": (
         "x.arrow", _absurd(pa.StructArray.from_arrays([WORDS], ["x"]), INDICES, (0, 1, -5, 1)), "out of bounds"),
     "such an index in a list": (
-        "x.arrow", _absurd(pa.ListArray.from_arrays(pa.array([0, 4], pa.int32()), WORDS), INDICES, (0, 1, 2, 2**31 - 1)),
+        "x.arrow",
+        _absurd(pa.ListArray.from_arrays(pa.array([0, 4], pa.int32()), WORDS), INDICES, (0, 1, 2, 2**31 - 1)),
         "out of bounds"),
 }  # fmt: skip
 

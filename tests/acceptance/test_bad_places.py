@@ -1,4 +1,4 @@
-"""Stores and Redis servers that cannot be used: exit code 3 and one line, nothing enqueued; and the command as installed."""
+"""Stores and Redis servers that cannot be used: exit code 3, one line, nothing enqueued; the command as installed."""
 
 from __future__ import annotations
 
@@ -171,7 +171,9 @@ def test_a_store_whose_record_is_damaged_exits_3(idle: Mill, content: bytes) -> 
 def test_a_disk_without_room_to_unpack_a_source_is_told(idle: Mill) -> None:
     path = idle.write("x.parquet.gz", gzip.compress(b"0" * 100_000))
     limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (50_000, 50_000)); "
-    script = f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); {limit}from producer.cli import main; main()"
+    script = (
+        f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); {limit}from producer.cli import main; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, "check", path], env=idle.environment, capture_output=True, text=True, check=False
     )

@@ -49,7 +49,7 @@ LINES: dict[str, tuple[bytes, str]] = {
     "content that is an object": (b'{"messages": [{"role": "user", "content": {}}]}', "messages[0].content"),
     "an image": (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "only text"),
     "a part that is a string": (b'{"messages": [{"role": "user", "content": ["a"]}]}', "a part without text"),
-    "a name that is a number": (b'{"messages": [{"role": "user", "content": "a", "name": 5}]}', "name must be a string"),
+    "a name that is no text": (b'{"messages": [{"role": "user", "content": "a", "name": 5}]}', "name must be a string"),
     "tool calls that are text": (b'{"messages": [{"role": "assistant", "tool_calls": "x"}]}', "must be a list"),
     "an unknown field": (b'{"messages": [{"role": "user", "content": "a", "mood": "b"}]}', "'mood'"),
     "a field of 100,000 characters": (

@@ -1,4 +1,4 @@
-"""Places that hold no source: missing, folders of other things, links, pipes, URIs, files that change; nothing is enqueued."""
+"""Places that hold no source: missing files, folders of other things, links, pipes, URIs; nothing is enqueued."""
 
 from __future__ import annotations
 
@@ -114,7 +114,9 @@ def test_a_device_without_an_end_is_refused_at_its_beginning(idle: Mill, kind: s
         ("http://127.0.0.1:99999/x.jsonl", 2, "invalid port"),
     ],
 )
-def test_a_server_that_is_not_there_exits_3_and_a_uri_that_is_none_2(idle: Mill, uri: str, code: int, said: str) -> None:
+def test_a_server_that_is_not_there_exits_3_and_a_uri_that_is_none_2(
+    idle: Mill, uri: str, code: int, said: str
+) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_ENDPOINT": "http://127.0.0.1:1"}
 
     assert_refused(idle, submit(idle, uri, AWS_ALLOW_HTTP="true", **keys), said, code=code)

@@ -1,4 +1,4 @@
-"""Sources made to hurt: without an end, without a line end, that unpack to far more than they are, or change while read."""
+"""Sources made to hurt: without a line end, that unpack to far more than they are, or change while they are read."""
 
 from __future__ import annotations
 
@@ -49,10 +49,7 @@ for path in sys.argv[1:]:
 
 
 def _repeated(path: Path, start: bytes, piece: bytes, times: int, end: bytes) -> Path:
-    opens: Callable[[Path], Any] = (lambda path: gzip.open(path, "wb", compresslevel=1)) if path.suffix == ".gz" else (
-        lambda path: path.open("wb")
-    )  # fmt: skip
-    with opens(path) as file:
+    with gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb") as file:
         file.write(start)
         for _ in range(times):
             file.write(piece)
@@ -167,7 +164,13 @@ def test_values_that_json_cannot_hold_are_told_in_python_too() -> None:
     deep: list[Any] = []
     for _ in range(5000):
         deep = [deep]
-    rows = [{"a": 10**5000}, {"a": 10**20, "b": "\ud800"}, {"a": 10**20, "b": [float("nan")]}, {"a": deep}, {"a": 10**20}]
+    rows = [
+        {"a": 10**5000},
+        {"a": 10**20, "b": "\ud800"},
+        {"a": 10**20, "b": [float("nan")]},
+        {"a": deep},
+        {"a": 10**20},
+    ]
     *problems, good = rows_source(rows)
 
     assert [str(problem).split(":")[1] for problem in problems] == ["1", "2", "3", "4"]

@@ -80,13 +80,22 @@ def test_the_valid_bytes_are_valid(format: str) -> None:
         assert len(read_rows(content, format)) == 2
 
 
-@given(st.lists(_OBJECTS, min_size=1, max_size=6), st.integers(1, 40), st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n"]))
+@given(
+    st.lists(_OBJECTS, min_size=1, max_size=6),
+    st.integers(1, 40),
+    st.booleans(),
+    st.sampled_from(["\n", "\r\n", "\n\n"]),
+)
 def test_objects_are_read_back_wherever_a_chunk_ends(
     rows: list[dict[str, Any]], chunk: int, ascii_only: bool, end: str
 ) -> None:
     texts = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]
     with small(chunk):
-        for content, format in ((end.join(texts), "jsonl"), (end.join(texts), "json"), (f"[{','.join(texts)}]", "json")):
+        for content, format in (
+            (end.join(texts), "jsonl"),
+            (end.join(texts), "json"),
+            (f"[{','.join(texts)}]", "json"),
+        ):
             assert [item.values for item in read(content.encode(), format) if isinstance(item, SourceRow)] == rows
 
 
@@ -104,8 +113,10 @@ _ROWS = st.lists(
 )  # fmt: skip
 _OPTIONS = st.sampled_from(
     [
-        RowOptions(), RowOptions(chat=True), RowOptions(system="s"), RowOptions(id_column=""), RowOptions(id_column="x"),
-        RowOptions(prompt_column="x"), RowOptions(messages_column="messages"), RowOptions(template=Template.parse("{prompt}{x}")),
+        RowOptions(), RowOptions(chat=True), RowOptions(system="s"), RowOptions(id_column=""),
+        RowOptions(id_column="x"),
+        RowOptions(prompt_column="x"), RowOptions(messages_column="messages"),
+        RowOptions(template=Template.parse("{prompt}{x}")),
         RowOptions(keep_columns=("x",)), RowOptions(drop_columns=("prompt",)), RowOptions(sampling=SamplingParams(n=2)),
     ]
 )  # fmt: skip
