@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import pytest
 from jobs.errors import InputError, SourceError
 from ops.fuzz_targets import small
 from producer.check import Checking
+from producer.digest import RowsDigest
 from producer.rows import RowOptions
 from producer.sources import SourceRow, open_source, rows_source
 
@@ -158,6 +160,17 @@ def test_a_column_name_that_is_not_utf_8_is_told(tmp_path: Path, kind: str, nest
     path.write_bytes(path.read_bytes().replace(name, b"\xff" + name[1:]))
     with pytest.raises(InputError, match=r"x\.\w+: "):
         Checking(open_source(str(path)), RowOptions()).report.raise_if_bad()
+
+
+def test_offsets_with_a_few_bytes_too_many_do_no_harm() -> None:
+    offsets, text = struct.pack("<3i", 0, 2, 4), pa.py_buffer(b"abcd")
+    digests = set()
+    for extra in (b"", b"\0", bytes(7)):
+        digest = RowsDigest()
+        digest.add(("own", "c", "string"), pa.StringArray.from_buffers(2, pa.py_buffer(offsets + extra), text), range(2))
+        digests.add(digest.hexdigest(b"", 2))
+
+    assert len(digests) == 1
 
 
 def test_values_that_json_cannot_hold_are_told_in_python_too() -> None:
