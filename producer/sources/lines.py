@@ -108,8 +108,11 @@ def _joined(pieces: list[bytes], length: int, number: int, file: str) -> bytes |
 
 
 def _chunks(stream: BinaryIO, file: str) -> Iterator[bytes]:
+    # One read of the system at a time: between two of them Python looks whether there was a Ctrl-C, within ``read`` it
+    # does not, and a pipe may be silent for ever after.
+    read = getattr(stream, "read1", stream.read)
     try:
-        while chunk := stream.read(_CHUNK):
+        while chunk := read(_CHUNK):
             yield chunk
     except DAMAGED as error:
         raise SourceError([Problem(file, None, DAMAGED_TEXT)]) from error

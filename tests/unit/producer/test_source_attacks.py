@@ -167,7 +167,9 @@ def test_offsets_with_a_few_bytes_too_many_do_no_harm() -> None:
     digests = set()
     for extra in (b"", b"\0", bytes(7)):
         digest = RowsDigest()
-        digest.add(("own", "c", "string"), pa.StringArray.from_buffers(2, pa.py_buffer(offsets + extra), text), range(2))
+        digest.add(
+            ("own", "c", "string"), pa.StringArray.from_buffers(2, pa.py_buffer(offsets + extra), text), range(2)
+        )
         digests.add(digest.hexdigest(b"", 2))
 
     assert len(digests) == 1
