@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jobs.errors import PromptmillError
+from jobs.errors import PromptmillError, SourceError, one_line
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
@@ -66,7 +66,9 @@ def _outcome(app: Callable[[], object]) -> str | int | None:
         # Here, not at the interpreter's end, where a full disk is a line of Python's own.
         sys.stdout.flush()
     except PromptmillError as error:
-        sys.stderr.write(f"error: {error}\n")
+        # Of a source each problem is a line, and has made itself one.
+        said = str(error) if isinstance(error, SourceError) else one_line(str(error))
+        sys.stderr.write(f"error: {said}\n")
         return error.exit_code
     except BrokenPipeError:
         # The reader has gone (`| head`): nothing is left to say.

@@ -42,7 +42,24 @@ __all__ = [
     "StoreUnavailableError",
     "UnavailableError",
     "UnknownJobError",
+    "one_line",
 ]
+
+#: Characters of a message: what a file or a flag holds may be of any length.
+_LONGEST, _TAIL = 1_000, 200
+
+
+def one_line(text: str) -> str:
+    """``text`` as one line that any terminal and file takes.
+
+    Names and values of others are in it: their control characters and lone surrogates are escaped, and of a long text
+    the middle is left out.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - _TAIL]} ... {text[-_TAIL:]}"
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 class PromptmillError(Exception):
@@ -62,7 +79,7 @@ class Problem:
     """One thing wrong with a source: ``file:line: reason``.
 
     ``line`` is 1-based and None where the whole file is meant; ``code`` is a row error code of
-    docs/results.md; ``param`` names the column or parameter at fault, if one is.
+    docs/results.md; ``param`` names the column or parameter at fault, if one is. All are one line each.
     """
 
     file: str
@@ -70,6 +87,12 @@ class Problem:
     reason: str
     code: str = "invalid_row"
     param: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("file", "reason", "param"):
+            text = getattr(self, name)
+            if text is not None:
+                object.__setattr__(self, name, one_line(text))
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"

@@ -49,6 +49,8 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = "PROMPTMILL_" + "_".join(str(part) for part in first["loc"]).upper()
             raise InputError(f"{name}: {first['msg']} (got {first['input']!r})") from error
+        except UnicodeDecodeError as error:
+            raise InputError("the file .env in this folder is not UTF-8: mend it, or start elsewhere") from error
 
     @property
     def redis(self) -> str:

@@ -111,7 +111,9 @@ class SamplingParams(_Frozen):
         AfterValidator(_no_empty_stop),
     ] = ()
     #: Generation ends with the first of these tokens; the text never contains it.
-    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=64, strict=False)] = ()
+    stop_token_ids: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...], Field(max_length=64, strict=False)
+    ] = ()
     #: None: a hash of job, row and sample.
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     #: Result rows for each prompt.

@@ -89,6 +89,8 @@ class Store:
     @classmethod
     def _connect(cls, uri: str, *, create: bool) -> Store:
         scheme, separator, _ = uri.partition("://")
+        if any(mark == "\0" or "\ud800" <= mark <= "\udfff" for mark in uri):
+            raise InputError(f"store {uri!r}: the name is not UTF-8, or holds a NUL")
         if separator and scheme == "memory":
             return cls(MemoryStore(), uri, None)
         if separator and scheme in REMOTE_SCHEMES:
@@ -248,7 +250,10 @@ class Store:
         try:
             content = self.get(STORE_FILE)
         except NotFoundError:
-            content = self._found(create=create)
+            try:
+                content = self._found(create=create)
+            except NotFoundError as error:
+                raise ForeignStoreError(f"store {self.uri}: {STORE_FILE} is no file") from error
         try:
             record = orjson.loads(content)
             self._id, version = str(record["store_id"]), int(record["version"])

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from jobs.errors import Problem, SourceError
+from jobs.errors import Problem, SourceError, one_line
 from producer.duplicates import DuplicateFinder
 from producer.requests import CheckedRow, CheckedRows, error_row
 from producer.rows import RowChecker, RowOptions
@@ -169,7 +169,7 @@ class Checking:
         skip_invalid: bool = False,
         meter: Meter | None = None,
     ) -> None:
-        self.report = CheckReport(source.name, batch_size, skip_invalid, notes=source.notes)
+        self.report = CheckReport(one_line(source.name), batch_size, skip_invalid, notes=source.notes)
         self._source = source
         self._options = options
         self._checker = RowChecker(options, source)
@@ -271,7 +271,10 @@ class Checking:
             return
         ids = self._ids_at({position for pair in repeats for position in pair})
         for position, earlier in repeats:
-            if ids and ids.get(position) != ids.get(earlier):
+            if ids and not self._ids.alike(ids.get(position), ids.get(earlier)):
+                reason = "changed while it was read: take it when nothing writes to it any more, or a copy of it"
+                raise SourceError([Problem(self._place(position)[0], None, reason)])
+            if ids and ids[position] != ids[earlier]:
                 count -= 1
                 continue
             (file, line), (first_file, first_line) = self._place(position), self._place(earlier)

@@ -8,11 +8,10 @@ is JSON text.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Literal, NamedTuple, cast
 
 import orjson
@@ -22,9 +21,14 @@ from jobs.errors import InputError
 from jobs.prompts import SOURCE_PREFIX
 from jobs.results import JSON_TEXT, RESULT_NAMES, encode_arrow_type, result_name
 from jobs.spec import Column
+from producer.near import did_you_mean
 
 #: More columns than this are keys that hold data, and would make every file of the results huge.
 MAX_COLUMNS = 2_000
+
+#: Levels of a JSON value: what orjson can write (254) less what is put around a row's values.
+MAX_DEPTH = 200
+TOO_DEEP = f"the JSON is nested more than {MAX_DEPTH} levels deep"
 
 #: The Hive partition of the results: readers that see both would refuse or rename one.
 _PARTITION = "job_id"
@@ -221,6 +225,17 @@ def as_json(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
+def is_too_deep(value: Any) -> bool:
+    """Whether a JSON value has more than MAX_DEPTH levels."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        lists = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
+        level = list(chain.from_iterable(lists))
+        if not lists:
+            return False
+    return True
+
+
 def as_text(value: Any) -> str:
     """``value`` as it stands in a prompt: a string as it is, anything else like JSON."""
     if isinstance(value, str):
@@ -232,7 +247,5 @@ def as_text(value: Any) -> str:
 def unknown_column(name: str, columns: Iterable[str]) -> str:
     """Says that there is no such column, which ones there are, and which was perhaps meant."""
     known = list(columns)
-    close = difflib.get_close_matches(name, known, n=1) or [other for other in known if other.lower() == name.lower()]
-    hint = f", did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-    return f"there is no column {name!r}{hint} (columns: {shown or 'none'})"
+    return f"there is no column {name!r}{did_you_mean(name, known)} (columns: {shown or 'none'})"

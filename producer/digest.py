@@ -145,5 +145,7 @@ def _content(values: Any, offset_format: str) -> memoryview:
     _, offsets, content = values.buffers()
     if content is None:
         return memoryview(b"")
-    bounds = memoryview(offsets).cast(offset_format)  # type: ignore[call-overload]
+    # A file may say that its buffers are longer than they need to be, by any number of bytes.
+    used = (values.offset + len(values) + 1) * (8 if offset_format == "q" else 4)
+    bounds = memoryview(offsets)[:used].cast(offset_format)  # type: ignore[call-overload]
     return memoryview(content)[bounds[values.offset] : bounds[values.offset + len(values)]]

@@ -43,6 +43,10 @@ class DuplicateFinder:
         self._positions[-1].extend(positions)
         self._count += len(ids)
 
+    def alike(self, one: str | None, other: str | None) -> bool:
+        """Whether these can be the ids that were found to have one hash; None is none."""
+        return one is not None and other is not None and self._hash(one) == self._hash(other)
+
     def repeats(self, limit: int) -> tuple[list[tuple[int, int]], int]:
         """The first ``limit`` candidates as ``(position, first position of that hash)``, and their count."""
         counter = _Counted(self._candidates())

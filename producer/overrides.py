@@ -59,8 +59,9 @@ class Overrides:
                     self._cache.clear()
                 self._cache[key] = value
         if value is _BAD:
+            shown = as_json(raw)[:60] if raw == raw else "NaN"
             raise RowProblem(
-                f"column {name!r}: {as_json(raw)[:60]} is not allowed: {allowed(name)}",
+                f"column {name!r}: {shown} is not allowed: {allowed(name)}",
                 "bad_parameters",
                 name,
             )

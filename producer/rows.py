@@ -10,10 +10,12 @@ from jobs.errors import InputError, Problem, SourceError
 from jobs.spec import SamplingParams
 from producer.columns import Own, as_json, unknown_column
 from producer.messages import check_messages, with_system
+from producer.near import did_you_mean
 from producer.overrides import PARAMETERS, Overrides
 from producer.problems import RowProblem
 from producer.requests import CheckedRow, CheckedRows, error_row
 from producer.sources import Block, Source, SourceRow
+from producer.sources.openai import lacking_of_request
 from producer.template import Template, TemplateError
 
 _CUSTOM_ID, _PROMPT, _MESSAGES = "custom_id", "prompt", "messages"
@@ -254,12 +256,15 @@ def _content_columns(options: RowOptions, source: Source) -> tuple[str | None, s
 def _without_content(source: Source) -> Problem:
     """The problem of a source none of whose first rows has a prompt."""
     columns = ", ".join(source.columns[:20])
+    first = source.first_row()
+    file, line = (first.file, first.line) if first else (source.name, None)
+    if lacking := lacking_of_request(source.columns):
+        return Problem(file, line, f"seems to be an OpenAI batch request, but lacks {lacking!r}")
     reason = "there is no column 'prompt' or 'messages': name one with --prompt-column, or give a --template"
     mark = next((mark for mark in ";\t|" if mark in columns), None)
     hint = f". Is the file separated by {mark!r} instead of commas?" if mark and len(source.columns) == 1 else ""
-    first = source.first_row()
-    file, line = (first.file, first.line) if first else (source.name, None)
-    return Problem(file, line, f"{reason} (columns: {columns}){hint}")
+    near = did_you_mean(_PROMPT, source.columns) or did_you_mean(_MESSAGES, source.columns)
+    return Problem(file, line, f"{reason}{near} (columns: {columns}){hint}")
 
 
 def _id_column(options: RowOptions, source: Source) -> str | None:

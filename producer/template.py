@@ -17,6 +17,12 @@ from producer.columns import as_text, unknown_column
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
+def check_text(name: str, text: str) -> None:
+    """Raises InputError for text that was no UTF-8 on the command line."""
+    if not text.isascii() and any("\ud800" <= mark <= "\udfff" for mark in text):
+        raise InputError(f"{name} is not UTF-8: put it into a file that is, or set a UTF-8 locale")
+
+
 class TemplateError(Exception):
     """Raised when a row lacks a value for a field; the row's problem, not the job's."""
 
@@ -36,6 +42,7 @@ class Template:
     @classmethod
     def parse(cls, text: str) -> Template:
         """Raises InputError, naming the position, for a lone brace or a field that is no plain name."""
+        check_text("the template", text)
         literals, fields = [""], []
         end = 0
         for token in _TOKEN.finditer(text):

@@ -53,6 +53,7 @@ _REFUSAL_PREFIXES = {
     "NOREPLICAS": "has too few replicas and refuses writes",
     "MASTERDOWN": "has lost its primary",
     "CLUSTERDOWN": "is a cluster that is down",
+    "DB index": "has no database of that number: see the end of PROMPTMILL_REDIS_URL",
     "unknown command": "lacks a command that is needed: use Redis 7.0 or Valkey 7.2, or later",
 }
 
@@ -63,6 +64,7 @@ def connect(url: str) -> redis.Redis:
     The client does not retry by itself: a claim that was sent twice would lease two batches.
     """
     try:
+        url.encode("utf-8")
         return redis.Redis.from_url(
             url,
             socket_timeout=SOCKET_TIMEOUT_S,

@@ -20,7 +20,7 @@ from jobs.spec import JobSpec, SamplingParams, check_job_id, now, split_model, v
 from producer.cli.completion import complete_format, complete_job, complete_source
 from producer.overrides import allowed
 from producer.rows import RowOptions
-from producer.template import Template
+from producer.template import Template, check_text
 
 _PROMPT = "Prompt"
 _SAMPLING = "Sampling"
@@ -103,6 +103,7 @@ class PromptFlags:
         """Raises InputError."""
         if self.keep_columns is not None and self.drop_columns is not None:
             raise InputError("--keep-columns and --drop-columns exclude each other: give one of them")
+        check_text("--system", self.system or "")
         return RowOptions(
             template=Template.load(self.template) if self.template is not None else None,
             prompt_column=self.prompt_column,
@@ -187,7 +188,7 @@ class JobFlags:
             "chat": prompts.chat,
             "system": prompts.system,
             "priority": self.priority,
-            "labels": dict(parse_label(text) for text in self.label or ()),
+            "labels": _labels(self.label or []),
             "deadline": parse_deadline(self.deadline) if self.deadline is not None else None,
             "batch_size": self.batch_size,
             "max_error_rate": self.max_error_rate,
@@ -224,11 +225,31 @@ def _time(flag: str, text: str, direction: int) -> datetime:
     return when
 
 
+#: Characters of a label's key and of its value, and labels: they are shown in tables.
+_LABEL, _LABELS = 200, 64
+
+
 def parse_label(text: str) -> tuple[str, str]:
+    """Raises InputError."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise InputError(f"--label {text!r}: use KEY=VALUE")
+    if max(len(key), len(value)) > _LABEL or not text.isprintable():
+        raise InputError(f"--label {text!r}: use at most {_LABEL} characters for each, none a control character")
     return key, value
+
+
+def _labels(texts: list[str]) -> dict[str, str]:
+    """Raises InputError."""
+    labels: dict[str, str] = {}
+    for text in texts:
+        key, value = parse_label(text)
+        if labels.get(key, value) != value:
+            raise InputError(f"--label {text!r}: the label {key!r} is given twice")
+        labels[key] = value
+    if len(labels) > _LABELS:
+        raise InputError(f"--label: {len(labels)} labels are more than {_LABELS}")
+    return labels
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, parse_label, p
 from producer.cli.text import labels_text, print_table, say, status_text
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
+from producer.near import did_you_mean
 from producer.status import job_status, list_jobs, the_live_job
 from producer.tend import cancel_job, pause_job, resume_job, set_priority
 
@@ -59,7 +60,7 @@ def check_known(connection: Connection, job: str) -> None:
     """Raises UnknownJobError, or ForeignStoreError where this Redis works for other stores alone."""
     try:
         read_job(connection.store, job)
-    except UnknownJobError:
+    except UnknownJobError as error:
         others: set[str] = set()
         with suppress(RedisUnavailableError):
             others = {uri for store, uri in connection.ledger.stores().items() if store != connection.store.id}
@@ -68,6 +69,8 @@ def check_known(connection: Connection, job: str) -> None:
                 f"no job {job!r}: the store {connection.store.uri} has no jobs, but this Redis also serves "
                 f"{', '.join(sorted(others))}; set PROMPTMILL_STORE (or --store) to the one you mean"
             ) from None
+        if near := did_you_mean(job, job_ids(connection.store)):
+            raise UnknownJobError(f"no job {job!r} in the store {connection.store.uri}{near}") from error
         raise
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, BinaryIO, cast
@@ -23,7 +21,8 @@ from jobs.errors import InputError, Problem, SourceError
 from producer.sources.base import ArrowBlock, Found, Source, no_rows
 from producer.sources.formats import Compression
 from producer.sources.lines import DAMAGED
-from producer.sources.places import READ_BLOCK, Place, opened
+from producer.sources.opening import opened, spool
+from producer.sources.places import READ_BLOCK, Place
 
 #: Rows that become Python at once.
 _SLICE = 1024
@@ -119,6 +118,7 @@ def file_source(name: str, files: list[tuple[Place, Compression | None]], kind: 
     for place, compression in files:
         with opened(place, compression, seekable=True) as stream, _reading(place.name):
             schemas.append(_READERS[kind](stream, None)[0])
+            _check_names(schemas[-1])
     schema = _unified([place for place, _ in files], schemas)
 
     def batches(columns: list[str]) -> Batches:
@@ -134,12 +134,18 @@ def file_source(name: str, files: list[tuple[Place, Compression | None]], kind: 
     return ArrowSource(name, schema, batches).look_ahead()
 
 
+def _check_names(fields: Iterable[pa.Field[Any]]) -> None:
+    """Raises UnicodeDecodeError for a name that is not UTF-8, at any depth: it would fail wherever it is used."""
+    for item in fields:
+        _ = item.name
+        _check_names(item.type.field(place) for place in range(item.type.num_fields))
+
+
 def _on_disk(place: Place, compression: Compression | None) -> Place:
     """What can be read once only, such as stdin, as a file that can be read again."""
-    with tempfile.TemporaryFile() as spool, opened(place, compression) as stream, _reading(place.name):
-        shutil.copyfileobj(stream, spool, READ_BLOCK)
-        spool.flush()
-        kept = os.dup(spool.fileno())
+    with opened(place, compression) as stream, spool(stream, place.name) as copy:
+        copy.flush()
+        kept = os.dup(copy.fileno())
 
     def again() -> BinaryIO:
         os.lseek(kept, 0, os.SEEK_SET)
@@ -154,7 +160,7 @@ def _reading(name: str) -> Iterator[None]:
     """Says of a file that cannot be read that it is damaged."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, *DAMAGED) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, MemoryError, *DAMAGED) as error:
         reason = f"cannot be read, it is damaged, cut, or of another format: {_said(error)}"
         raise SourceError([Problem(name, None, reason)]) from error
 

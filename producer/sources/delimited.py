@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -98,8 +99,11 @@ class DelimitedReader:
 
     def _check_header(self, fields: list[str], file: str, line: int) -> list[str]:
         reason = None
-        if twice := sorted({name for name in fields if fields.count(name) > 1}):
-            reason = f"the header names the column {twice[0]!r} twice"
+        if fields[0].lstrip().startswith(("{", "[")):
+            reason = "looks like JSON: give it a name that ends in .jsonl or .json, or add --format jsonl or json"
+        elif len(set(fields)) < len(fields) and "" not in fields:
+            twice = next(name for name, count in Counter(fields).items() if count > 1)
+            reason = f"the header names the column {twice!r} twice"
         elif "" in fields:
             position = fields.index("") + 1
             reason = f"column {position} of the header has no name (pandas: use to_csv(..., index=False))"

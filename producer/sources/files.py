@@ -14,7 +14,8 @@ from producer.sources.formats import ARROW_KINDS, Compression, Format, Kind, for
 from producer.sources.json_array import read_json
 from producer.sources.jsonl import read_jsonl
 from producer.sources.openai import is_request, read_requests
-from producer.sources.places import Place, find_places, opened
+from producer.sources.opening import opened
+from producer.sources.places import Place, find_places
 from producer.sources.text import read_text
 
 Reader = Callable[[BinaryIO, str], Iterator[Found]]

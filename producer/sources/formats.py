@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from jobs.errors import InputError
+from producer.near import did_you_mean
 
 Kind = Literal["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"]
 Compression = Literal["gz", "zst"]
@@ -57,7 +58,8 @@ def format_of(name: str, given: str | None = None) -> Format:
     if given is not None:
         found = known_format(f"x.{given.lower().lstrip('.')}")
         if found is None:
-            raise InputError(f"--format {given!r} is not known: use one of {', '.join(KINDS)}")
+            near = did_you_mean(given, (*KINDS, *_SAME))
+            raise InputError(f"--format {given!r} is not known{near or ':'} use one of {', '.join(KINDS)}")
         packed = next((ending for ending in get_args(Compression) if name.lower().endswith(f".{ending}")), None)
         return Format(found.kind, found.compression or packed)
     found = known_format(name)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NoReturn
 
 from jobs.errors import Problem, SourceError
+from producer.columns import TOO_DEEP
 from producer.sources import lines
 from producer.sources.base import Item
 from producer.sources.jsonl import read_object
@@ -51,7 +52,7 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[Item]:
         text.fail("there is text after the closing bracket of the array")
 
 
-_CUT = "ends in the middle of the array: the file seems cut"
+_CUT = "ends in the middle of the array or of a value: the file seems cut"
 
 
 def _element(text: _Text) -> Iterator[Item]:
@@ -102,8 +103,8 @@ class _Text:
         while True:
             try:
                 _, end = _SCANNER.raw_decode(self._text, self._position)
-                # A number at the end of what was read may go on.
-                if end < len(self._text) or not self._more(_BLOCK):
+                # A number so near the end of what was read may go on: "1." and "1e+" are read as 1.
+                if end + 2 < len(self._text) or not self._more(_BLOCK):
                     value = self._text[self._position : end]
                     self.skip(end - self._position)
                     return value
@@ -112,10 +113,10 @@ class _Text:
                 near_end = open_string or error.pos > len(self._text) - _TOKEN
                 if not near_end or not self._more(max(_BLOCK, len(self._text) - self._position)):
                     self.skip(error.pos - self._position)
-                    cut = open_string or self._position >= len(self._text.rstrip())
+                    cut = open_string or self._position >= len(self._text.rstrip(_SPACE))
                     self.fail(_CUT if cut else f"malformed JSON: {error.msg}")
             except RecursionError:
-                self.fail("the JSON is nested too deeply")
+                self.fail(TOO_DEEP)
 
     def fail(self, reason: str) -> NoReturn:
         column = self._position + self._before + 1
@@ -146,8 +147,8 @@ class _Text:
             return None if self._ended and not text else text
         except UnicodeDecodeError as error:
             line = self.line + error.object[: error.start].count(b"\n") + self._text.count("\n", self._position)
-            raise SourceError([Problem(self.file, line, lines.not_utf8(error, self.file))]) from error
+            raise SourceError([Problem(self.file, line, lines.not_utf8(error, self.file, of_line=False))]) from error
         except DAMAGED as error:
-            raise SourceError([Problem(self.file, None, "the compressed file is damaged or cut")]) from error
+            raise SourceError([Problem(self.file, None, lines.DAMAGED_TEXT)]) from error
         except OSError as error:
             raise SourceError([Problem(self.file, None, f"cannot be read: {error.strerror or error}")]) from error

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 import orjson
 
 from jobs.errors import Problem
+from producer.columns import MAX_DEPTH, TOO_DEEP, is_too_deep
 from producer.sources.base import DictBlock, Found, Item, SourceRow, grouped
 from producer.sources.lines import TOO_LONG, not_utf8, read_blocks
 
@@ -86,20 +87,11 @@ def read_object(line: bytes, file: str, number: int) -> Item | None:
 
 
 def _is_exact(line: bytes, value: dict[str, Any]) -> bool:
-    """Whether ``value`` is all that ``line`` says: no key was dropped, no integer rounded.
+    """Whether ``value`` is all that ``line`` says: no key was dropped, no integer rounded; and not nested too deeply.
 
     Every string of the line has two quotes that are not escaped, so a dropped key leaves too many.
     """
-    strings = len(value)
-    for item in value.values():
-        kind = type(item)
-        if kind is str:
-            strings += 1
-        elif kind is list or kind is dict:
-            strings += _count_strings(item)
-        elif kind is float and not -_LARGE < item < _LARGE:
-            return False
-    return _count_quotes(line) == 2 * strings
+    return _count_quotes(line) == 2 * _count_strings(value)
 
 
 def _count_quotes(text: bytes) -> int:
@@ -111,18 +103,28 @@ def _count_quotes(text: bytes) -> int:
     return text.count(b'"') - text.count(b'\\"')
 
 
-def _count_strings(value: Any) -> int:
-    """The strings in ``value``, keys included; a count that cannot be right where a number may be rounded."""
-    kind = type(value)
-    if kind is str:
-        return 1
-    if kind is dict:
-        return len(value) + sum(map(_count_strings, value.values()))
-    if kind is list:
-        return sum(map(_count_strings, value))
-    if kind is float and not -_LARGE < value < _LARGE:
-        return -(1 << 40)
-    return 0
+def _count_strings(value: dict[str, Any]) -> int:
+    """The strings in ``value``, keys included; a count that cannot be right where the slow path has to look."""
+    strings = 0
+    level: list[Any] = [value]
+    # Level by level, for Python's own stack is no deeper than orjson's.
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if kind is str:
+                strings += 1
+            elif kind is dict:
+                strings += len(item)
+                below.extend(item.values())
+            elif kind is list:
+                below.extend(item)
+            elif kind is float and not -_LARGE < item < _LARGE:
+                return -1
+        if not below:
+            return strings
+        level = below
+    return -1
 
 
 class _Refused(ValueError):
@@ -142,12 +144,16 @@ def _slow(line: bytes, file: str, number: int) -> Item:
     except json.JSONDecodeError as error:
         return Problem(file, number, _malformed(error, text))
     except RecursionError:
-        return Problem(file, number, "the JSON is nested too deeply")
-    except ValueError as error:
+        return Problem(file, number, TOO_DEEP)
+    except _Refused as error:
         return Problem(file, number, str(error))
+    except ValueError:
+        # Python's own bound, which keeps such numbers from taking hours.
+        return Problem(file, number, "holds an integer of thousands of digits: write it as a string")
     if not isinstance(value, dict):
         kind = _TYPE_NAMES.get(type(value), "null")
-        return Problem(file, number, f'holds {kind}: a row must be a JSON object, such as {{"prompt": ...}}')
+        hint = "; for an array of rows, add --format json" if type(value) is list else ""
+        return Problem(file, number, f'holds {kind}: a row must be a JSON object, such as {{"prompt": ...}}{hint}')
     reason = _unusable(line, value)
     return Problem(file, number, reason) if reason else SourceRow(file, number, value)
 
@@ -171,15 +177,19 @@ def _malformed(error: json.JSONDecodeError, text: str) -> str:
     at_end = error.pos >= end or error.msg.startswith("Unterminated string")
     if at_end and not text.endswith("\n") and error.msg.startswith(_CUT_MESSAGES):
         return f"the last line ends in the middle of a value: the file seems cut ({where})"
-    return where
+    return f"{where}; for JSON of several lines, add --format json" if text.strip() in ("{", "[") else where
 
 
 def _unusable(line: bytes, value: dict[str, Any]) -> str | None:
     """Why an object that the standard library reads is refused all the same."""
+    if is_too_deep(value):
+        return TOO_DEEP
     try:
         orjson.loads(line)
     except orjson.JSONDecodeError as error:
         if "surrogate" in str(error):
             return f"holds half of a surrogate pair, which is no character (column {error.colno})"
+        if "infinity" in str(error):
+            return f"holds a number that is too large for a float (column {error.colno})"
         return f"malformed JSON at column {error.colno}: {error.msg}"
     return None

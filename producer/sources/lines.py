@@ -18,6 +18,8 @@ else:
 #: What reading a compressed file raises where it is damaged or cut; some of it is an OSError besides.
 DAMAGED = (EOFError, zlib.error, ZstdError, BadGzipFile)
 
+DAMAGED_TEXT = "the compressed file is damaged or cut"
+
 #: Bytes of the longest line that is read: far beyond the context of any model, and small enough to hold.
 MAX_LINE = 16 << 20
 
@@ -32,8 +34,14 @@ _BOM = b"\xef\xbb\xbf"
 _OTHER_CONTENT = (
     (b"\xff\xfe", "is UTF-16, not UTF-8: convert it, for example with `iconv -f UTF-16 -t UTF-8 {file}`"),
     (b"\xfe\xff", "is UTF-16, not UTF-8: convert it, for example with `iconv -f UTF-16 -t UTF-8 {file}`"),
-    (b"\x1f\x8b", "is compressed with gzip: give it a name that ends in .gz, or decompress it"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with zstd: give it a name that ends in .zst, or decompress it"),
+    (
+        b"\x1f\x8b",
+        "is compressed with gzip: give it a name that ends in .gz (stdin: --format jsonl.gz), or decompress it",
+    ),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "is compressed with zstd: give it a name that ends in .zst (stdin: --format jsonl.zst), or decompress it",
+    ),
     (b"BZh", "is compressed with bzip2: decompress it with `bunzip2`"),
     (b"PAR1", "is a Parquet file, not text: give it a name that ends in .parquet, or add --format parquet"),
     (b"ARROW1", "is an Arrow file, not text: give it a name that ends in .arrow, or add --format arrow"),
@@ -61,7 +69,7 @@ def read_lines(stream: BinaryIO, file: str) -> Iterator[tuple[int, bytes | None]
             else:
                 yield number, line
     except DAMAGED as error:
-        raise SourceError([Problem(file, None, "the compressed file is damaged or cut")]) from error
+        raise SourceError([Problem(file, None, DAMAGED_TEXT)]) from error
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
         raise SourceError([Problem(file, None, reason)]) from error
@@ -72,42 +80,51 @@ def read_blocks(stream: BinaryIO, file: str) -> Iterator[tuple[int, list[bytes |
 
     The last line of the file is a block of its own where it has no end. Raises SourceError as ``read_lines`` does.
     """
-    number, rest, skipping = 1, b"", False
-    for block in _chunks(stream, file):
-        lines: list[bytes | None] = (rest + block).split(b"\n")  # type: ignore[assignment]
-        rest = lines.pop() or b""
-        if skipping and lines:
-            lines[0], skipping = None, False
-        if number == 1 and lines and lines[0] is not None:
-            lines[0] = check_start(lines[0], file)
+    number, begun, length = 1, [b""], 0
+    for chunk in _chunks(stream, file):
+        lines: list[bytes | None] = chunk.split(b"\n")  # type: ignore[assignment]
+        rest: bytes = lines.pop()  # type: ignore[assignment]
         if lines:
+            lines[0] = _joined([*begun, lines[0]], length, number, file)  # type: ignore[list-item]
             yield number, [None if line is not None and len(line) > MAX_LINE else line for line in lines], b"\n"
             number += len(lines)
-        if len(rest) > MAX_LINE:
-            rest, skipping = b"", True
-    if skipping:
-        yield number, [None], b""
-    elif rest:
-        yield number, [check_start(rest, file) if number == 1 else rest], b""
+            begun, length = [], 0
+        begun.append(rest)
+        length += len(rest)
+        if length > MAX_LINE:
+            # The rest of it is read past; of the first line not before its beginning was looked at.
+            _joined(begun, length, number, file)
+            begun = [b""]
+    if length:
+        yield number, [_joined(begun, length, number, file)], b""
+
+
+def _joined(pieces: list[bytes], length: int, number: int, file: str) -> bytes | None:
+    """The line that was read in pieces, ``length`` bytes so far; None where that is too long."""
+    line = b"".join(pieces)
+    if number == 1:
+        line = check_start(line, file)
+    return None if length > MAX_LINE else line
 
 
 def _chunks(stream: BinaryIO, file: str) -> Iterator[bytes]:
-    # `read` goes on to the next block of a pipe without a look at signals: a Ctrl-C that came in between would wait.
+    # One read of the system at a time: between two of them Python looks whether there was a Ctrl-C, within ``read`` it
+    # does not, and a pipe may be silent for ever after.
     read = getattr(stream, "read1", stream.read)
     try:
         while chunk := read(_CHUNK):
             yield chunk
     except DAMAGED as error:
-        raise SourceError([Problem(file, None, "the compressed file is damaged or cut")]) from error
+        raise SourceError([Problem(file, None, DAMAGED_TEXT)]) from error
     except OSError as error:
         raise SourceError([Problem(file, None, f"cannot be read: {error.strerror or error}")]) from error
 
 
-def not_utf8(error: UnicodeDecodeError, file: str) -> str:
-    """Says which byte is not UTF-8, and how to convert the file."""
-    byte = error.object[error.start]
+def not_utf8(error: UnicodeDecodeError, file: str, *, of_line: bool = True) -> str:
+    """Says which byte is not UTF-8, and how to convert the file. ``of_line``: what was decoded is a line."""
+    where = f" at position {error.start + 1}" if of_line else ""
     return (
-        f"byte 0x{byte:02X} at position {error.start + 1} is not UTF-8: convert the file, for example with "
+        f"byte 0x{error.object[error.start]:02X}{where} is not UTF-8: convert the file, for example with "
         f"`iconv -f WINDOWS-1252 -t UTF-8 {file}`"
     )
 

@@ -7,7 +7,7 @@ the model. What would change the text and is not understood is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from jobs.errors import Problem
@@ -39,6 +39,12 @@ _NEUTRAL: dict[str, Any] = {
 def is_request(values: dict[str, Any]) -> bool:
     """Whether a first row tells that its file holds requests."""
     return all(key in values for key in _ENVELOPE)
+
+
+def lacking_of_request(columns: Collection[str]) -> str | None:
+    """The one field that rows with these columns lack to be requests; None where they are none, or lack more."""
+    lacking = [key for key in _ENVELOPE if key not in columns]
+    return lacking[0] if len(lacking) == 1 else None
 
 
 def read_requests(items: Iterable[Item]) -> Iterator[Item]:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import glob
-import gzip
-import io
 import os
-import shutil
 import stat
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeGuard
 
 import orjson
 
-from jobs.errors import InputError, Problem, SourceError
-from producer.sources.formats import Compression, known_format
-
-if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdFile
-else:
-    from backports.zstd import ZstdFile
+from jobs.errors import InputError
+from producer.near import did_you_mean
+from producer.sources.formats import known_format
 
 READ_BLOCK = 1 << 20
 
@@ -53,6 +44,8 @@ def find_places(source: str, stdin: BinaryIO | None = None) -> list[Place]:
     reached.
     """
     if source == "-":
+        if stdin is None and sys.stdin is None:
+            raise InputError("stdin is closed: pipe rows into it, or name a file")
         stream = stdin or sys.stdin.buffer
         return [Place("stdin", lambda: stream, rereadable=False)]
     if "://" in source and not source.startswith("file://"):
@@ -61,6 +54,8 @@ def find_places(source: str, stdin: BinaryIO | None = None) -> list[Place]:
 
         return remote_places(source)
     path = source.removeprefix("file://")
+    if not path:
+        raise InputError(f"{source}: names no file")
     return [_local(name) for name in _local_names(path)]
 
 
@@ -70,12 +65,20 @@ def _local_names(path: str) -> list[str]:
             return _files_of_folder(path)
         if os.path.exists(path) or not glob.has_magic(path):
             return [path]
-        names = sorted(name for name in glob.glob(path, recursive=True) if not os.path.isdir(name))
+        names = _each_once(name for name in glob.glob(path, recursive=True) if not os.path.isdir(name))
     except ValueError as error:
         raise InputError(f"{path!r}: cannot be a path: {error}") from error
     if not names:
         raise InputError(f"{path}: no file matches")
     return names
+
+
+def _each_once(names: Iterable[str]) -> list[str]:
+    """The files, sorted; those that a link to a folder shows a second time, or without end, once."""
+    found: dict[tuple[str, str], str] = {}
+    for name in sorted(names, key=lambda name: (name.count(os.sep), name)):
+        found.setdefault((os.path.realpath(os.path.dirname(name)), os.path.basename(name)), name)
+    return sorted(found.values())
 
 
 def _files_of_folder(folder: str) -> list[str]:
@@ -86,7 +89,7 @@ def _files_of_folder(folder: str) -> list[str]:
     if (root / _DATASET).is_file():
         return [str(root / name) for name in _data_files(root)]
     # Hidden files and those of other programs, such as _SUCCESS, are no data.
-    names = sorted(str(path) for path in root.rglob("*") if path.is_file() and _is_data(path.relative_to(root)))
+    names = _each_once(str(path) for path in root.rglob("*") if _is_data(path.relative_to(root)) and path.is_file())
     if not names:
         raise InputError(f"{folder} is a directory without a file that can be read: name a file, or a glob")
     return names
@@ -98,17 +101,22 @@ def _is_data(path: Path) -> bool:
 
 def _only_split(root: Path) -> Path:
     """The split of a saved `DatasetDict` that has but one. Raises InputError, naming them, where there are several."""
-    splits = _json(root / _DATASET_DICT, "splits")
-    if len(splits) != 1:
-        shown = ", ".join(map(str, splits)) or "none"
-        example = root / str(splits[0] if splits else "train")
-        raise InputError(f"{root} holds several splits ({shown}): name one, for example {example}")
-    return root / str(splits[0])
+    splits = [name for name in _json(root / _DATASET_DICT, "splits") if _is_plain(name)]
+    if not splits:
+        raise InputError(f"{root / _DATASET_DICT} names no splits: save the dataset again with save_to_disk")
+    if len(splits) > 1:
+        raise InputError(f"{root} holds several splits ({', '.join(splits)}): name one, for example {root / splits[0]}")
+    return root / splits[0]
+
+
+def _is_plain(name: object) -> TypeGuard[str]:
+    """Whether ``name`` names something in a folder, and nothing elsewhere."""
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _data_files(root: Path) -> list[str]:
     files = [item.get("filename") for item in _json(root / _DATASET, "_data_files") if isinstance(item, dict)]
-    if not files or not all(isinstance(name, str) and Path(name).name == name for name in files):
+    if not files or not all(map(_is_plain, files)):
         raise InputError(f"{root / _DATASET} names no data files: save the dataset again with save_to_disk")
     return [str(name) for name in files]
 
@@ -129,7 +137,7 @@ def _local(path: str) -> Place:
         if regular:
             open(path, "rb").close()
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+        raise InputError(f"{path}: no such file{_near(path)}") from error
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read it") from error
     except OSError as error:
@@ -143,28 +151,13 @@ def _local(path: str) -> Place:
     return Place(path, opens, opens if regular else None, rereadable=regular)
 
 
-@contextmanager
-def opened(place: Place, compression: Compression | None, *, seekable: bool = False) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked. Where they have to be ``seekable`` and are not, they pass through the disk.
-
-    Raises SourceError where the file cannot be opened; reading may raise OSError, EOFError and what
-    ``producer.sources.lines.DAMAGED`` names.
-    """
-    spooled = seekable and (compression is not None or place.open_seekable is None)
-    opens = place.open if spooled or not seekable else place.open_seekable or place.open
-    with ExitStack() as stack:
-        try:
-            stream = stack.enter_context(opens())
-        except OSError as error:
-            raise SourceError([Problem(place.name, None, f"cannot be read: {error.strerror or error}")]) from error
-        if compression == "gz":
-            unpacked = stack.enter_context(gzip.GzipFile(fileobj=stream))
-            stream = cast(BinaryIO, stack.enter_context(io.BufferedReader(unpacked, READ_BLOCK)))
-        elif compression == "zst":
-            stream = cast(BinaryIO, stack.enter_context(io.BufferedReader(ZstdFile(stream), READ_BLOCK)))
-        if spooled:
-            spool = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(stream, spool, READ_BLOCK)
-            spool.seek(0)
-            stream = cast(BinaryIO, spool)
-        yield stream
+def _near(path: str) -> str:
+    """What is in the folder of a missing file and has nearly its name; or that there is no such folder."""
+    folder, name = os.path.split(path)
+    try:
+        with os.scandir(folder or ".") as found:
+            return did_you_mean(name, (item.name for item in found if not item.name.startswith(".")))
+    except FileNotFoundError:
+        return f", for there is no folder {folder}"
+    except OSError:
+        return ""

@@ -37,7 +37,7 @@ def remote_places(uri: str) -> list[Place]:
         raise InputError(f"{uri}: over HTTP only single files are read: download it, or pipe it in with '-'")
     options: Any = {"client_options": {"allow_http": True}} if scheme == "http" else {}
     try:
-        store = from_url(base, retry_config=RETRY, **options)
+        store = _store(base, uri, options)
         keys = _keys(store, key, uri)
     except (BaseError, ValueError, OSError) as error:
         raise StoreUnavailableError(f"{uri}: {_first_line(error)}") from error
@@ -46,6 +46,13 @@ def remote_places(uri: str) -> list[Place]:
         Place(f"{base}/{found}", partial(_open, store, found), None if web else partial(_open_seekable, store, found))
         for found in keys
     ]
+
+
+def _store(base: str, uri: str, options: Any) -> Any:
+    try:
+        return from_url(base, retry_config=RETRY, **options)
+    except ValueError as error:
+        raise InputError(f"{uri}: cannot be a URI: {_first_line(error)}") from error
 
 
 def _keys(store: Any, key: str, uri: str) -> list[str]:

@@ -10,6 +10,7 @@ import orjson
 
 from jobs.errors import Problem
 from producer.sources.base import Item, Source, SourceRow, grouped
+from producer.sources.jsonl import read_object
 
 
 def rows_source(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> Source:
@@ -30,10 +31,13 @@ def _dict_row(row: Any, name: str, number: int) -> Item:
         return Problem(name, number, "holds NaN or Infinity: use None or a number")
     try:
         # Through JSON and back: whatever was in it, plain values come out.
-        values = orjson.loads(orjson.dumps(dict(row)))
+        return SourceRow(name, number, orjson.loads(orjson.dumps(dict(row))))
     except orjson.JSONEncodeError as error:
         if "64-bit" not in str(error):
             return Problem(name, number, f"cannot be written as JSON: {error}")
+    try:
         # An integer that orjson cannot write; its equals in files are kept too.
-        values = json.loads(json.dumps(dict(row), default=str))
-    return SourceRow(name, number, values)
+        line = json.dumps(dict(row), default=str)
+    except (ValueError, RecursionError) as error:
+        return Problem(name, number, f"cannot be written as JSON: {error}")
+    return read_object(line.encode(), name, number) or Problem(name, number, "is empty")

@@ -1,12 +1,17 @@
-"""What the tests of counting share."""
+"""What the tests of counting share; and hypothesis without a deadline: how long an example takes on a busy machine
+decides nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.models import tiny_tokenizer
+
+settings.register_profile("promptmill", deadline=None)
+settings.load_profile("promptmill")
 
 
 @pytest.fixture(scope="session")

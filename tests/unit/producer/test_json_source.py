@@ -106,9 +106,9 @@ def test_an_element_that_is_no_row_is_a_problem_and_the_others_are_read() -> Non
         (b'[{"a": 1},\n{"a": "\xe9"}]', 2, "byte 0xE9"),
         (b"\xff\xfe[\0]\0", None, "is UTF-16"),
         (b"PAR1aaaa", None, "is a Parquet file"),
-        ("[" * 100_000, 1, "nested too deeply"),
-        ('[{"a": ' + "[" * 100_000, 1, "nested too deeply"),
-        ('[{"a": 1' + "0" * 5000 + "}]", 1, "limit"),
+        ("[" * 100_000, 1, "nested more than 200 levels deep"),
+        ('[{"a": ' + "[" * 100_000, 1, "nested more than 200 levels deep"),
+        ('[{"a": 1' + "0" * 5000 + "}]", 1, "thousands of digits"),
     ],
 )  # fmt: skip
 def test_what_is_no_such_array_is_refused_with_its_line(content: bytes | str, line: int | None, reason: str) -> None:

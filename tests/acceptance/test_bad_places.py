@@ -1,0 +1,225 @@
+"""Stores and Redis servers that cannot be used: exit code 3, one line, nothing enqueued; the command as installed."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.mill import Mill, Outcome, Server, wait_until
+from tests.refusals import GOOD, assert_refused, submit
+
+
+def test_a_store_that_cannot_be_written_exits_3(idle: Mill) -> None:
+    file = idle.write("a-file", b"")
+    done = submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_STORE=f"{file}/store")
+
+    assert_refused(idle, done, "a-file/store", code=3)
+
+
+def test_a_store_without_write_permission_exits_3(idle: Mill) -> None:
+    folder = idle.folder / "locked"
+    folder.mkdir(mode=0o500)
+    if os.access(folder, os.W_OK):
+        pytest.skip("this user may write everywhere")
+
+    assert_refused(idle, submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_STORE=str(folder)), "locked", code=3)
+
+
+def test_a_folder_that_belongs_to_something_else_exits_3_and_stays_as_it_is(idle: Mill) -> None:
+    other = idle.folder / "photos"
+    other.mkdir()
+    (other / "cat.jpg").write_bytes(b"meow")
+    done = submit(idle, idle.write("good.jsonl", GOOD), "--store", str(other))
+
+    assert_refused(idle, done, str(other), "belongs to something else", code=3)
+    assert [path.name for path in other.iterdir()] == ["cat.jpg"]
+
+
+def test_a_store_of_another_format_exits_3(idle: Mill) -> None:
+    idle.store_path.mkdir()
+    (idle.store_path / "_promptmill.json").write_text('{"store_id": "x", "version": 99}')
+
+    assert_refused(idle, submit(idle, idle.write("good.jsonl", GOOD)), "format 99", code=3)
+
+
+def test_redis_down_exits_3_and_says_where_it_was_looked_for(idle: Mill) -> None:
+    done = submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_REDIS_URL="redis://127.0.0.1:1/0")
+
+    assert_refused(idle, done, "Redis at 127.0.0.1:1", code=3)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "guarded", password="right-one").start()
+    yield server
+    server.close()
+
+
+def test_a_wrong_password_exits_3_and_is_not_shown(idle: Mill, guarded: Server) -> None:
+    for password in (":wrong-one@", ""):
+        url = f"redis://{password}127.0.0.1:{guarded.port}/0"
+        done = submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_REDIS_URL=url)
+
+        assert_refused(idle, done, f"127.0.0.1:{guarded.port}", "password", code=3)
+        assert "wrong-one" not in done.err
+
+
+def test_a_redis_without_memory_exits_3_and_nothing_is_accepted(idle: Mill, guarded: Server) -> None:
+    guarded.client.config_set("maxmemory", 1)
+    done = submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_REDIS_URL=guarded.url)
+
+    assert_refused(idle, done, "out of memory", code=3)
+
+
+@pytest.fixture
+def impostor(tmp_path: Path) -> Iterator[int]:
+    """The port of a server that speaks TLS with a certificate which nobody vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    today = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(today).not_valid_after(today + timedelta(days=1))
+    certificate = builder.sign(key, hashes.SHA256())
+    secret = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, *secret) + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError), context.wrap_socket(client, server_side=True) as tls:
+                tls.recv(1024)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield int(listener.getsockname()[1])
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+
+
+def test_a_certificate_that_nobody_vouches_for_exits_3(idle: Mill, impostor: int) -> None:
+    url = f"rediss://:secret-word@127.0.0.1:{impostor}/0"
+    done = submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_REDIS_URL=url)
+
+    assert_refused(idle, done, f"127.0.0.1:{impostor}", "certificate verify failed", code=3)
+    assert "secret-word" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--redis-url", "localhost:6379", "redis://"),
+        ("--redis-url", "redis://host:notaport/0", "redis://"),
+        ("--redis-url", "http://host", "redis://"),
+        ("--redis-url", "redis://\udcff/0", "redis://"),
+        ("--store", "ftp://host", "unknown scheme 'ftp'"),
+        ("--store", "a\0b", "NUL"),
+        ("--store", "\udcff", "not UTF-8"),
+    ],
+)
+def test_an_address_that_is_none_exits_2(idle: Mill, flag: str, value: str, said: str) -> None:
+    assert_refused(idle, submit(idle, idle.write("good.jsonl", GOOD), flag, value), said)
+
+
+def test_a_redis_without_that_database_exits_3(idle: Mill) -> None:
+    url = idle.redis_url.removesuffix("0") + "77777"
+
+    assert_refused(idle, submit(idle, idle.write("good.jsonl", GOOD), "--redis-url", url), "no database", code=3)
+
+
+def test_settings_that_are_not_utf_8_are_told(idle: Mill) -> None:
+    idle.write(".env", b"\xff\xfe\0")
+
+    assert_refused(idle, submit(idle, idle.write("good.jsonl", GOOD)), ".env")
+
+
+@pytest.mark.parametrize("content", [b'{"store_id', b"[]", b"\xff\0", b'{"version": 1}'])
+def test_a_store_whose_record_is_damaged_exits_3(idle: Mill, content: bytes) -> None:
+    idle.store_path.mkdir()
+    (idle.store_path / "_promptmill.json").write_bytes(content)
+    done = submit(idle, idle.write("good.jsonl", GOOD))
+
+    assert (done.code, len(done.err.splitlines())) == (3, 1)
+    assert "is not one of Promptmill's" in done.err
+
+
+def test_a_disk_without_room_to_unpack_a_source_is_told(idle: Mill) -> None:
+    path = idle.write("x.parquet.gz", gzip.compress(b"0" * 100_000))
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (50_000, 50_000)); "
+    script = (
+        f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); {limit}from producer.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "check", path], env=idle.environment, capture_output=True, text=True, check=False
+    )
+
+    assert_refused(idle, Outcome(done.returncode, done.stdout, done.stderr), path, "TMPDIR")
+
+
+def test_no_live_worker_is_a_warning_and_the_job_waits(idle: Mill) -> None:
+    done = submit(idle, idle.write("good.jsonl", GOOD)).ok()
+
+    assert "warning: no live worker serves 'nobody'" in done.err
+    assert "promptmill-worker start --model nobody=" in done.err
+    assert idle.job_files() == [f"{done.out.strip()}.json"]
+    assert idle.queue_length("nobody") == 1
+
+
+# -- As people run it: the same through processes.
+
+
+def test_the_installed_command_refuses_alike(idle: Mill) -> None:
+    path = idle.write("bad.jsonl", GOOD + b'{"prompt": "a", "prompt": "b"}\n')
+
+    assert_refused(idle, idle.run("submit", path, "--model", "nobody"), f"{path}:2: ")
+
+
+def test_the_installed_command_refuses_a_broken_stream_alike(idle: Mill) -> None:
+    done = idle.run("submit", "-", "--model", "nobody", stdin=GOOD + b'{"prompt": "cut')
+
+    assert_refused(idle, done, "stdin:2: ")
+
+
+def test_the_installed_command_exits_3_without_redis(idle: Mill) -> None:
+    path = idle.write("good.jsonl", GOOD)
+    done = idle.run("submit", path, "--model", "nobody", PROMPTMILL_REDIS_URL="redis://127.0.0.1:1/0")
+
+    assert_refused(idle, done, "Redis at 127.0.0.1:1", code=3)
+
+
+def test_an_interrupted_submit_says_that_nothing_was_submitted(idle: Mill) -> None:
+    submitting = idle.start("submit", "-", "--model", "nobody", stdin=subprocess.PIPE)
+    assert submitting.popen.stdin is not None
+    submitting.popen.stdin.write(GOOD * 50_000)
+    submitting.popen.stdin.flush()
+    wait_until("the first batches to be staged", idle.stages)
+    submitting.send(signal.SIGINT)
+
+    assert submitting.wait() == 130
+    assert submitting.said() == "interrupted: nothing was submitted; run the same command again\n"
+    assert (idle.job_files(), idle.stages()) == ([], [])
