@@ -133,7 +133,7 @@ def test_a_folder_that_links_to_itself_is_read_once(idle: Mill, source: str) -> 
 def test_a_name_that_is_not_utf_8_is_shown_escaped(idle: Mill) -> None:
     _write(idle.folder / "\udcff.jsonl")
 
-    assert "\\udcff.jsonl: 1 row" in idle.call("check", "\udcff.jsonl").ok().out
+    assert idle.call("check", "\udcff.jsonl").ok().out.startswith("\\udcff.jsonl\n")
     assert idle.call("check", "\udcff.jsonl", "--json").ok().json["source"] == "\\udcff.jsonl"
 
 
