@@ -127,9 +127,12 @@ class Store:
         """Write ``path`` unless it exists; True if this call wrote it.
 
         On a local disk the file and its folder are on the disk when this returns, whoever wrote it; without ``sync``
-        only after ``sync_folder``. After a time-out of a remote store the call is repeated; if it then finds its own
+        only after ``sync_folder``, and a writer that is killed may leave a part of it: for files that nobody reads
+        before all of them are there. After a time-out of a remote store the call is repeated; if it then finds its own
         bytes it has won.
         """
+        if self._root is not None and not sync:
+            return self._write_new(self._root / path, content)
         lost_answer = False
         for attempt in self._retrying():
             with attempt:
@@ -141,7 +144,7 @@ class Store:
                 except _TransientError:
                     lost_answer = True
                     raise
-        if self._root is not None and sync:
+        if self._root is not None:
             self._sync(self._root / path, (self._root / path).parent)
         return won
 
@@ -308,6 +311,20 @@ class Store:
         error = state.outcome.exception()
         raise StoreUnavailableError(f"store {self.uri}: {error}") from error
 
+    def _write_new(self, path: Path, content: bytes) -> bool:
+        """Write a file under its own name; False if it is there. A fifth of the time of a file that has to be whole."""
+        try:
+            try:
+                _create(path, content)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _create(path, content)
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise StoreUnavailableError(f"store {self.uri}: {error.strerror or error}") from error
+
     def _sync(self, *paths: Path) -> None:
         """Force files and folders to the disk: the ledger must not know of a part that power loss can take."""
         try:
@@ -319,6 +336,13 @@ class Store:
                     os.close(handle)
         except OSError as error:
             raise StoreUnavailableError(f"store {self.uri}: {error}") from error
+
+
+def _create(path: Path, content: bytes) -> None:
+    with open(path, "xb", buffering=0) as file:
+        rest = memoryview(content)
+        while rest:  # a nearly full disk takes a part, then none
+            rest = rest[file.write(rest) :]
 
 
 def _sync_file_system(folder: Path) -> bool:

@@ -82,8 +82,7 @@ class BatchBuilder:
         totals.rows += len(rows)
         totals.result_rows += sum(rows.n)
         totals.invalid += len(rows) - rows.problems.count(None)
-        costs = zip(rows.n, rows.max_tokens, rows.problems, strict=True)
-        totals.max_tokens += sum(n * limit for n, limit, problem in costs if problem is None)
+        totals.max_tokens += rows.output_tokens()
 
     def _table(self, rows: CheckedRows) -> pa.Table:
         first = self.totals.rows

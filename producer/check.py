@@ -235,13 +235,10 @@ class Checking:
 
     def _measure(self, rows: CheckedRows) -> None:
         report, lengths = self.report, self.report.lengths
-        chars = [len(prompt) if prompt is not None else _chars(messages)
-                 for prompt, messages, problem in zip(rows.prompts, rows.messages, rows.problems, strict=True)
-                 if problem is None]  # fmt: skip
+        chars = rows.lengths()
         if not chars:
             return
-        pairs = zip(rows.n, rows.max_tokens, rows.problems, strict=True)
-        report.max_tokens += sum(n * limit for n, limit, problem in pairs if problem is None)
+        report.max_tokens += rows.output_tokens()
         lengths.total += sum(chars)
         lengths.longest = max(lengths.longest, *chars)
         for bits, count in Counter(map(int.bit_length, chars)).items():
@@ -302,7 +299,3 @@ class Checking:
     def _place(self, position: int) -> tuple[str, int]:
         index = bisect_right(self._starts, position - 1) - 1
         return self._files[index], position - self._starts[index]
-
-
-def _chars(messages: list[dict[str, Any]] | None) -> int:
-    return sum(len(message["content"]) for message in messages or ())

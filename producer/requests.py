@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import mul
 from typing import Any, NamedTuple
 
 from jobs.errors import Problem
@@ -76,6 +77,23 @@ class CheckedRows:
     def part(self, start: int, end: int | None = None) -> CheckedRows:
         """The rows from ``start`` to before ``end``."""
         return CheckedRows(*(values[start:end] for values in self._fields()))
+
+    def lengths(self) -> list[int]:
+        """The characters of each row without a problem."""
+        if not any(self.problems) and not any(self.messages):
+            return [len(prompt or "") for prompt in self.prompts]
+        return [
+            len(prompt) if prompt is not None else sum(len(message["content"]) for message in messages or ())
+            for prompt, messages, problem in zip(self.prompts, self.messages, self.problems, strict=True)
+            if problem is None
+        ]
+
+    def output_tokens(self) -> int:
+        """The most that the rows without a problem generate: ``n`` x ``max_tokens`` of each."""
+        if not any(self.problems):
+            return sum(map(mul, self.n, self.max_tokens))
+        costs = zip(self.n, self.max_tokens, self.problems, strict=True)
+        return sum(n * limit for n, limit, problem in costs if problem is None)
 
     def _fields(self) -> list[list[Any]]:
         return [self.files, self.lines, self.ids, self.prompts, self.messages, self.params, self.n, self.max_tokens,
