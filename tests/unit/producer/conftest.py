@@ -8,6 +8,8 @@ import pytest
 
 from tests.models import tiny_tokenizer
 
+pytest.register_assert_rewrite("tests.pipeline_reference")
+
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
