@@ -154,7 +154,8 @@ class Store:
             return
         if not _sync_file_system(self._root / folder):
             paths = [self._root / item.path for item in self.list(folder)]
-            self._sync(*paths, self._root / folder)
+            above = [path for path in (self._root / folder).parents if path.is_relative_to(self._root)]
+            self._sync(*paths, self._root / folder, *above)
 
     def get(self, path: str) -> bytes:
         """The whole content. Raises NotFoundError."""

@@ -10,6 +10,7 @@ import orjson
 import pyarrow as pa
 
 from jobs.prompts import INPUT_FIELDS
+from jobs.results import arrow_type
 from jobs.spec import Column
 from producer.columns import OwnColumns, as_json
 from producer.digest import RowsDigest
@@ -65,7 +66,8 @@ class BatchBuilder:
 
     def digest(self, identity: bytes) -> str:
         """SHA-256, hex, of the job's identity and all rows so far: ``JobFile.digest``."""
-        return self._digest.hexdigest(identity, self.totals.rows)
+        types = {column.source: str(arrow_type(column)) for column in self.columns()}
+        return self._digest.hexdigest(identity, self.totals.rows, types)
 
     def columns(self) -> tuple[Column, ...]:
         """The source's own columns with the types that all rows so far settle."""

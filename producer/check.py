@@ -10,15 +10,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from jobs.errors import Problem, SourceError, one_line
 from producer.duplicates import DuplicateFinder
+from producer.places import RowPlaces
 from producer.requests import CheckedRow, CheckedRows, error_row
 from producer.rows import RowChecker, RowOptions
 from producer.sources import Source, SourceRow
@@ -177,11 +177,7 @@ class Checking:
         self._show = show
         self._meter = meter
         self._ids = DuplicateFinder()
-        #: Where each file begins in the sequence of all lines, and its name.
-        self._starts: list[int] = []
-        self._files: list[str] = []
-        #: The last line so far in that sequence.
-        self._end = 0
+        self._places = RowPlaces()
 
     def blocks(self) -> Iterator[CheckedRows]:
         """The rows to stage. With ``skip_invalid``, bad ones are among them; without, none follows a bad one.
@@ -224,14 +220,13 @@ class Checking:
 
     def _note_ids(self, rows: CheckedRows) -> None:
         """``rows`` are of one file."""
-        if not self._files or rows.files[0] != self._files[-1]:
-            self._files.append(rows.files[0])
-            self._starts.append(self._end)
-        start = self._starts[-1]
-        self._end = start + rows.lines[-1]
-        named = [(line, name) for line, name in zip(rows.lines, rows.ids, strict=True) if name is not None]
-        if named:
-            self._ids.add([name for _, name in named], [start + line for line, _ in named])
+        numbers: Sequence[int] = self._places.add(rows.files[0], rows.lines)
+        ids: list[Any] = rows.ids
+        if None in ids:
+            numbers = [number for number, name in zip(numbers, ids, strict=True) if name is not None]
+            ids = [name for name in ids if name is not None]
+        if ids:
+            self._ids.add(ids, numbers)
 
     def _measure(self, rows: CheckedRows) -> None:
         report, lengths = self.report, self.report.lengths
@@ -270,11 +265,11 @@ class Checking:
         for position, earlier in repeats:
             if ids and not self._ids.alike(ids.get(position), ids.get(earlier)):
                 reason = "changed while it was read: take it when nothing writes to it any more, or a copy of it"
-                raise SourceError([Problem(self._place(position)[0], None, reason)])
+                raise SourceError([Problem(self._places[position][0], None, reason)])
             if ids and ids[position] != ids[earlier]:
                 count -= 1
                 continue
-            (file, line), (first_file, first_line) = self._place(position), self._place(earlier)
+            (file, line), (first_file, first_line) = self._places[position], self._places[earlier]
             name = f"id {ids[position]!r}" if ids else "the id"
             first = f"line {first_line}" if first_file == file else f"{first_file}:{first_line}"
             self._note(Problem(file, line, f"{name} repeats the one at {first}"), fatal=True)
@@ -283,19 +278,13 @@ class Checking:
         self.report.fatal += hidden
 
     def _ids_at(self, positions: set[int]) -> dict[int, str | None]:
-        """The ids of these lines, read once more; none where the source cannot be."""
+        """The ids of these rows, read once more; none where the source cannot be."""
         if not self._source.rereadable:
             return {}
-        places = {self._place(position): position for position in positions}
         found: dict[int, str | None] = {}
-        for item in self._source:
-            position = places.get((item.file, item.line or 0))
-            if position is not None and isinstance(item, SourceRow):
+        for position, item in enumerate(self._source):
+            if position in positions and isinstance(item, SourceRow):
                 found[position] = self._checker.check(item).custom_id
                 if len(found) == len(positions):
                     break
         return found
-
-    def _place(self, position: int) -> tuple[str, int]:
-        index = bisect_right(self._starts, position - 1) - 1
-        return self._files[index], position - self._starts[index]

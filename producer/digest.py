@@ -1,13 +1,14 @@
 """The digest of a job's rows: the same wherever batches are cut, and whatever the order of keys was.
 
 Each column has streams of its own, one for each kind of value: which rows have a value, how long the values are, and
-their bytes, read from Arrow's buffers. Nulls are left out, for a column that no row has named yet is one.
+their bytes, read from Arrow's buffers. Nulls are left out, for a column that no row has named yet is one; of a column
+that has nothing else only its name and type count.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,11 +33,16 @@ class RowsDigest:
             stream = self._streams[key] = _Stream()
         stream.add(values, places)
 
-    def hexdigest(self, identity: bytes, rows: int) -> str:
-        """SHA-256, hex, of the job's identity, the number of rows and all values so far."""
+    def hexdigest(self, identity: bytes, rows: int, columns: Mapping[str, str]) -> str:
+        """SHA-256, hex, of the job's identity, the number of rows and all values so far.
+
+        ``columns`` are all own columns and their types: one whose values are all null is a column of the results too.
+        """
         whole = hashlib.sha256(hashlib.sha256(identity).digest())
         whole.update(rows.to_bytes(8, "big"))
-        for key, stream in sorted(self._streams.items()):
+        filled = {name for owner, name, _ in self._streams if owner == "own"}
+        empty = {("own", name, kind): _Stream() for name, kind in columns.items() if name not in filled}
+        for key, stream in sorted((self._streams | empty).items()):
             whole.update(hashlib.sha256("\0".join(key).encode()).digest() + stream.digest(rows))
         return whole.hexdigest()
 

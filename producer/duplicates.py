@@ -1,4 +1,4 @@
-"""Finds ids that occur twice among any number of rows, in 12 bytes a row (16 beyond the line 2**32).
+"""Finds ids that occur twice among any number of rows, in 12 bytes a row (16 beyond the row 2**32).
 
 Of each id only a 64-bit hash and the row's position are kept, and at the end equal hashes are looked for, one share of
 the hashes after the other. Equal hashes are candidates: two different ids share one with a probability of about

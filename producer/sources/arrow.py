@@ -207,6 +207,8 @@ def _unified(places: list[Place], schemas: list[pa.Schema]) -> pa.Schema:
 
 def _aligned(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The columns of ``schema``, those that the file lacks as nulls."""
+    if not schema.names:
+        return batch.select([])  # which knows its number of rows
     present = set(batch.schema.names)
     arrays = [
         batch.column(item.name).cast(item.type) if item.name in present else pa.nulls(batch.num_rows, item.type)
@@ -222,14 +224,36 @@ def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _values(source: str, name: str, column: pa.Array[Any]) -> list[Any]:
-    """A column as Python values; as text where Python has no such value (nanoseconds, years beyond 9999)."""
+    """A column as Python values, each as it would be alone; as text where Python has no such value (nanoseconds, years
+    beyond 9999)."""
+    kind = _in_microseconds(column.type)
     try:
-        return column.to_pylist()
+        values: Any = column if kind == column.type else column.cast(kind)
+        return list(values.to_pylist())
     except (ValueError, OverflowError, NotImplementedError, pa.ArrowException):
         try:
-            return column.cast(pa.string()).to_pylist()
-        except pa.ArrowException as error:
+            return [_value(item, kind) for item in column]
+        except (ValueError, pa.ArrowException) as error:
             raise InputError(f"{source}: values of the column {name!r} ({column.type}) cannot be read") from error
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    """Of nanoseconds pandas makes values of its own, where it is installed: prompts are not to depend on that."""
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    return pa.duration("us") if kind == pa.duration("ns") else kind
+
+
+def _value(item: pa.Scalar[Any], kind: pa.DataType) -> Any:
+    """Raises ValueError or pa.ArrowException where not even Arrow has a text for it."""
+    try:
+        return (item if kind == item.type else item.cast(kind)).as_py()
+    except (ValueError, OverflowError, NotImplementedError, pa.ArrowException):
+        text: str = item.cast(pa.string()).as_py()
+        if text.startswith("<value out of range"):
+            raise ValueError(text) from None
+        # As Python writes those that it has.
+        return text.replace(" ", "T", 1) if pa.types.is_timestamp(kind) else text
 
 
 def _check_storable(source: str, column: pa.Field[Any]) -> None:
@@ -257,10 +281,11 @@ def _storable(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_timestamp(kind) and kind.unit == "s":
         return pa.timestamp("ms", kind.tz)
     if pa.types.is_dictionary(kind):
-        # Parquet keeps dictionaries of strings alone.
+        # Parquet keeps dictionaries of strings alone. Those of two batches are one dictionary in a batch or file of
+        # ours, whose indexes may need more than the 8 bits that each had.
         inner = _storable(kind.value_type)
         text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
-        return pa.dictionary(kind.index_type, pa.string(), kind.ordered) if text else inner
+        return pa.dictionary(pa.int32(), pa.string(), kind.ordered) if text else inner
     if pa.types.is_struct(kind):
         return pa.struct([item.with_type(_storable(item.type)) for item in kind])
     if pa.types.is_map(kind):

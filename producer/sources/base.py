@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -15,8 +15,8 @@ from producer.columns import ArrowRow
 #: Rows, and characters of strings, of a block at most, where rows come one by one.
 _BLOCK_ROWS = 256
 _BLOCK_CHARS = 1 << 20
-#: Problems in a row after which looking ahead for the columns of a source without a header ends.
-_AHEAD = 64
+#: Rows and problems that are looked at for the columns of a source without a header, and characters of them.
+_AHEAD_ROWS, _AHEAD_CHARS = 64, 1 << 20
 
 
 @dataclass(slots=True)
@@ -175,19 +175,38 @@ class Source:
     def look_ahead(self) -> Source:
         """Reads the first rows for ``columns``. Raises SourceError where the source holds none."""
         self._rest = self.read()
-        for found in islice(self._rest, _AHEAD):
-            self._ahead.append(found)
-            if isinstance(found, DictBlock):
-                self.columns = tuple(dict.fromkeys(chain(self.columns, *found.values)))
-                break
+        try:
+            self.columns = tuple(dict.fromkeys(self._first_names(self._rest)))
+        except SourceError as error:
+            if not self._ahead:
+                raise
+            # Whoever iterates gets the rows before it first.
+            self._rest = _raising(error)
         if not self._ahead:
             raise SourceError([no_rows(self.name)])
         return self
+
+    def _first_names(self, blocks: Iterator[Found]) -> Iterator[str]:
+        """The columns of the first rows, as many of them wherever blocks end: of a pipe nobody knows where."""
+        rows = chars = 0
+        for found in blocks:
+            self._ahead.append(found)
+            for values in found.values if isinstance(found, DictBlock) else ({},):
+                yield from values
+                rows += 1
+                chars += sum(len(value) for value in values.values() if isinstance(value, str))
+                if rows == _AHEAD_ROWS or chars > _AHEAD_CHARS:
+                    return
 
     def first_row(self) -> SourceRow | None:
         """The first row, unless a problem comes before it; None after the first iteration has begun."""
         first = self._ahead[0] if self._ahead else None
         return next(first.rows()) if isinstance(first, DictBlock) else None
+
+
+def _raising(error: SourceError) -> Iterator[Found]:
+    yield from ()
+    raise error
 
 
 def _items(blocks: Iterator[Found]) -> Iterator[Item]:

@@ -129,9 +129,12 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if not self._rest:
+        while not self._rest:
             with _as_os_error():
-                self._rest = memoryview(bytes(next(self._chunks, b"")))
+                chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(bytes(chunk))
         count = min(len(buffer), len(self._rest))
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]

@@ -12,6 +12,7 @@ from tests.models import tiny_tokenizer
 
 settings.register_profile("promptmill", deadline=None)
 settings.load_profile("promptmill")
+pytest.register_assert_rewrite("tests.pipeline_reference")
 
 
 @pytest.fixture(scope="session")

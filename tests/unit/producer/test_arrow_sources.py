@@ -146,7 +146,7 @@ def test_values_that_python_lacks_stand_in_prompts_as_text() -> None:
         "print(next(iter(table_source(table))).values['at'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "2023-11-14 22:13:20.123456789\n"
+    assert done.stdout == "2023-11-14T22:13:20.123456789\n"
 
 
 def test_chat_messages_in_columns_are_messages() -> None:
@@ -236,6 +236,46 @@ class TestFiles:
         twice = pa.table([["a"], ["b"]], names=["prompt", "prompt"])
         with pytest.raises(InputError, match="the column 'prompt' occurs twice"):
             table_source(twice)
+
+
+@pytest.mark.parametrize("kind", ["table", "parquet", "arrow"])
+def test_a_template_without_columns_has_a_row_for_each_of_the_source(tmp_path: Path, kind: str) -> None:
+    table, path = pa.table({"a": range(5)}), str(tmp_path / f"a.{kind}")
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=2)
+    elif kind == "arrow":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    source = table_source(table) if kind == "table" else open_source(path)
+    assert prompts(source, template=Template.parse("Tell a joke"), drop_columns=("a",)) == ["Tell a joke"] * 5
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_dictionaries_of_files_are_together_larger_than_the_indexes_of_one(tmp_path: Path, nested: bool) -> None:
+    names = [f"{number}" for number in range(200)]
+    for file in range(2):
+        part = pa.array(names[100 * file : 100 * file + 100])
+        own: pa.Array[Any] = pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), part)
+        if nested:
+            own = pa.StructArray.from_arrays([own], ["inner"])
+        pq.write_table(pa.table({"prompt": ["p"] * 100, "own": own}), tmp_path / f"{file}.parquet")
+    found = through(open_source(str(tmp_path)), 64).column("own").to_pylist()
+    assert found == ([{"inner": name} for name in names] if nested else names)
+
+
+@pytest.mark.parametrize("unit", ["timestamp", "duration", "time64"])
+def test_a_prompt_does_not_depend_on_the_nanoseconds_of_other_rows(unit: str) -> None:
+    kind = getattr(pa, unit)("ns")
+    table = pa.table({"at": pa.array([86_399_000_000_000, 1_000, 1], kind)})
+    template = Template.parse("{at}")
+    alone = [prompts(table_source(table.slice(row, 1)), template=template)[0] for row in range(3)]
+    assert prompts(table_source(table), template=template) == alone
+
+
+def test_a_time_that_nobody_can_write_is_no_prompt() -> None:
+    table = pa.table({"at": pa.array([0, 10**18], pa.timestamp("us"))})
+    with pytest.raises(InputError, match=r"values of the column 'at' \(timestamp\[us\]\) cannot be read"):
+        prompts(table_source(table), template=Template.parse("{at}"))
 
 
 class TestFolders:

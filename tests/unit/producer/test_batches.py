@@ -121,6 +121,15 @@ def test_the_digest_depends_on_the_rows_and_the_identity() -> None:
     assert build(rows_source([row]))[1].digest(b"other") != digest(row)
 
 
+def test_a_column_that_has_only_nulls_is_a_part_of_the_work() -> None:
+    rows = [{"prompt": "x"}, {"prompt": "y"}]
+    nulls = [{**row, "a": None} for row in rows]
+    tables = [pa.table({"prompt": ["x", "y"], "a": pa.nulls(2, kind)}) for kind in (pa.int64(), pa.string())]
+    numbers, strings = (build(table_source(table))[1].digest(b"identity") for table in tables)
+    assert len({digest(*rows), digest(*nulls), numbers}) == 3
+    assert digest(*nulls) == digest(*nulls, batch_size=1) == strings
+
+
 def test_the_digest_does_not_depend_on_batches_or_the_order_of_keys() -> None:
     rows = [{"prompt": "x", "a": 1, "b": 2}, {"b": 3, "prompt": "y"}, {"prompt": "z", "c": 1}]
     turned = [dict(reversed(row.items())) for row in rows]

@@ -150,3 +150,16 @@ def test_csv_parameters_are_parsed(tmp_path: Path) -> None:
     assert good.params == {"max_tokens": 5, "temperature": 0.5, "stop": ("a", "b"), "logprobs": True, "seed": 7}
     assert bad.problem is not None
     assert str(bad.problem) == f"{path}:3: column 'max_tokens': \"six\" is not allowed: an integer from 1 to 1000000"
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_ids_repeat_in_rows_of_one_line(tmp_path: Path, once: bool) -> None:
+    rows = [{"id": "a", "prompt": "x"}, {"id": "b", "prompt": "y"}, {"id": "a", "prompt": "z"}]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    stdin = io.BytesIO(path.read_bytes())
+    report = check(open_source("-", format="json", stdin=stdin) if once else open_source(str(path)), RowOptions())
+    assert [problem.reason for problem in report.problems] == [
+        "the id repeats the one at line 1" if once else "id 'a' repeats the one at line 1"
+    ]
+    assert not report.ok

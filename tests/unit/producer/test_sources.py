@@ -14,6 +14,17 @@ from jobs.errors import InputError, Problem, SourceError
 from producer.sources import Source, SourceRow, delimited, lines, open_source
 
 
+class Pipe(io.BytesIO):
+    """A pipe whose writer gave it these blocks one by one."""
+
+    def __init__(self, blocks: list[bytes]) -> None:
+        super().__init__(b"".join(blocks))
+        self._sizes = iter(list(map(len, blocks)))
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        return self.read(next(self._sizes, 0))
+
+
 def written(folder: Path, name: str, content: bytes | str) -> str:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -301,3 +312,17 @@ class TestFiles:
         source = open_source(written(tmp_path, "a.jsonl", '{"a": 1}\n{"b": 1}\n'))
         assert source.columns == ("a", "b")
         assert not source.columns_typed
+
+    def test_knows_the_same_columns_wherever_a_pipe_was_cut(self) -> None:
+        rows = [b'{"a": 1}\n', *(b'{"b": 1}\n' for _ in range(63)), b'{"late": 1}\n']
+        for blocks in (rows, [b"".join(rows)]):
+            source = open_source("-", stdin=Pipe(blocks))
+            assert source.columns == ("a", "b")
+            assert len(values(source)) == 65
+
+    def test_an_error_after_the_first_rows_comes_after_them(self) -> None:
+        source = open_source("-", format="json", stdin=io.BytesIO(b'[{"a": 1}, {"a": 2}, '))
+        items = iter(source)
+        assert [next(items), next(items)] == [SourceRow("stdin", 1, {"a": 1}), SourceRow("stdin", 1, {"a": 2})]
+        with pytest.raises(SourceError, match="the file seems cut"):
+            next(items)
