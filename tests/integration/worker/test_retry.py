@@ -112,6 +112,7 @@ def test_only_batches_with_rows_to_generate_are_claimed(bench: Bench, prompts: P
     state = bench.state(again)
 
     assert (state.batches, state.done, state.completed, state.failed) == (5, 4, 19, 0)
+    assert state.started_at is None, "what was carried over is no start"
     assert bench.ledger.claimable("fake") == 1
     worker = bench.worker()
     run_claim(worker)
@@ -172,6 +173,23 @@ def test_rows_that_were_invalid_from_the_start_are_carried_over(bench: Bench, pr
     assert done.refused == {"empty_prompt": 1, "bad_parameters": 1}
     assert bench.rows(again)[6:] == bench.rows(job)[6:]
     assert [row["status"] for row in bench.rows(again)] == ["ok"] * 6 + ["error"] * 2
+
+
+def test_what_failed_is_retried_where_invalid_rows_were_cancelled_before_they_could_fail(
+    bench: Bench, prompts: Prompts
+) -> None:
+    rows = [*bad_at(prompts(4), 2), *({"prompt": "", "number": number} for number in range(4, 8))]
+    job = bench.submit(rows, skip_invalid=True)
+    run_claim(bench.worker(fail_on="apple"))
+    job.cancel()
+    first = job.retry()
+    bench.run(bench.worker(fail_on="apple"), first)
+    assert bench.record(first).invalid > bench.state(first).failed == 1
+    second = first.retry()
+    bench.run(bench.worker(), second)
+
+    assert second.id == f"{job.id}-r2"
+    assert [row["status"] for row in bench.rows(second)] == ["ok"] * 4 + ["cancelled"] * 4
 
 
 @pytest.mark.parametrize("rows", [["a", "b"], ["a", ""]], ids=["all good", "all failures invalid"])
