@@ -37,7 +37,9 @@ def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive:
     except MissingPartsError as error:
         store.require()
         _log.error("%s: they are generated again", error)
-        ledger.reopen(claim.job, error.batches, error.counts)
+        if not ledger.reopen(claim.job, error.batches, error.counts):
+            # It is cancelled or expired: the next finalization fills them, and need not wait for this lease to expire.
+            ledger.release(claim.job, claim.batch, claim.token)
         permits.send(job.spec.model)
     except DamagedFileError as error:
         store.require()

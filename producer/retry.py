@@ -137,8 +137,10 @@ def _digest(parent: JobFile, statuses: tuple[RowStatus, ...]) -> str:
 
 def _may_have_rows(store: Store, parent: JobFile, counts: PartCounts, statuses: tuple[RowStatus, ...]) -> bool:
     """False where the manifest alone says that there is nothing to retry."""
-    # Those that --skip-invalid let through are among the failed, unless the job was stopped before.
-    invalid = parent.invalid if manifest_status(store, parent.id) is Status.COMPLETED else 0
+    # Those that --skip-invalid let through are among the failed, unless the job was stopped before, or carried such
+    # rows over from one that was.
+    whole = parent.retry is None and manifest_status(store, parent.id) is Status.COMPLETED
+    invalid = parent.invalid if whole else 0
     wanted: int = sum(getattr(counts, STATUS_COUNTS[status]) for status in statuses)
     return wanted > invalid
 

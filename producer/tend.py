@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 from jobs.ending import end_job
-from jobs.errors import LeaseLostError
+from jobs.errors import InputError, LeaseLostError
 from jobs.ledger import Beat, Claim, LeaseState
 from jobs.records import wish_cancel
 from jobs.spec import JobStatus, Status
@@ -46,15 +46,15 @@ def cancel_job(connection: Connection, job: str) -> JobStatus:
 
 
 def pause_job(connection: Connection, job: str) -> JobStatus:
-    """Start no more batches of ``job``; those that run are finished. Raises UnknownJobError, UnavailableError."""
-    job_status(connection, job)
+    """Start no more batches of ``job``; those that run are finished. Raises as ``set_priority``."""
+    _living(connection, job, "paused")
     connection.ledger.pause(job)
     return job_status(connection, job)
 
 
 def resume_job(connection: Connection, job: str) -> JobStatus:
-    """Go on with a paused job. Raises UnknownJobError, UnavailableError."""
-    model = job_status(connection, job).model
+    """Go on with a paused job. Raises as ``set_priority``."""
+    model = _living(connection, job, "resumed").model
     connection.ledger.resume(job)
     connection.send_first_permits(model)
     return job_status(connection, job)
@@ -62,9 +62,17 @@ def resume_job(connection: Connection, job: str) -> JobStatus:
 
 def set_priority(connection: Connection, job: str, priority: int) -> JobStatus:
     """Give ``job`` another share of the workers. Raises UnknownJobError, InputError, UnavailableError."""
-    job_status(connection, job)
+    _living(connection, job, "given a priority")
     connection.ledger.priority(job, priority)
     return job_status(connection, job)
+
+
+def _living(connection: Connection, job: str, done: str) -> JobStatus:
+    """The status of a job that lives. Raises InputError for one that has ended, which the ledger forgets in time."""
+    status = job_status(connection, job)
+    if status.status.ended:
+        raise InputError(f"job {job} is {status.status} and can no longer be {done}")
+    return status
 
 
 def _end(connection: Connection, claim: Claim) -> None:

@@ -48,6 +48,13 @@ local function set(job, ...)
   call('HSET', key('job', job), ...)
 end
 
+-- Rows of a job by error code.
+local function errors_of(job)
+  local errors, flat = {}, call('HGETALL', key('job_errors', job))
+  for i = 1, #flat, 2 do errors[flat[i]] = tonumber(flat[i + 1]) end
+  return errors
+end
+
 local function is_live(status)
   return status == 'in_progress' or status == 'paused' or status == 'finalizing' or status == 'cancelling'
 end
@@ -261,7 +268,7 @@ end
 local function end_job(job, status, errors)
   clear(job)
   call('HDEL', key('job', job), 'member', 'pass', 'cursor', 'cost', 'fingerprint', 'ending', 'base_completed',
-    'base_failed', 'a_at', 'a_rows', 'a_tokens', 'b_at', 'b_rows', 'b_tokens', 'last_at')
+    'base_failed', 'base_errors', 'a_at', 'a_rows', 'a_tokens', 'b_at', 'b_rows', 'b_tokens', 'last_at')
   set(job, 'status', status, 'ended_at', num(now), 'errors', errors)
   call('EXPIRE', key('job', job), SUMMARY_S)
   call('ZREMRANGEBYSCORE', key('ended'), '-inf', num(now - SUMMARY_S))

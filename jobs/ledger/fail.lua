@@ -2,8 +2,6 @@
 -- fail(job, reason): 1, or 0 if the job is unknown or has ended. Touches what finalized does; counts stay.
 local job = ARGV[2]
 if not is_live((get(job, 'status'))) then return 0 end
-local errors, flat = {}, call('HGETALL', key('job_errors', job))
-for i = 1, #flat, 2 do errors[flat[i]] = tonumber(flat[i + 1]) end
 set(job, 'reason', ARGV[3])
-end_job(job, 'failed', cjson.encode(errors))
+end_job(job, 'failed', cjson.encode(errors_of(job)))
 return 1

@@ -11,13 +11,15 @@ if not is_live(status) then return { 0, 0 } end
 
 -- A job that only fails stops itself and says why. Rows before the last resume were judged then.
 local function judge(completed, failed)
-  local limit, base_completed, base_failed = get(job, 'max_error_rate', 'base_completed', 'base_failed')
+  local limit, base_completed, base_failed, base_errors =
+    get(job, 'max_error_rate', 'base_completed', 'base_failed', 'base_errors')
   completed, failed = completed - (base_completed or 0), failed - (base_failed or 0)
   local rows = completed + failed
   if rows < JUDGED_ROWS or failed / rows <= tonumber(limit) then return false end
-  local errors, worst, most = call('HGETALL', key('job_errors', job)), 'no error code', 0
-  for i = 1, #errors, 2 do
-    if tonumber(errors[i + 1]) > most then worst, most = errors[i], tonumber(errors[i + 1]) end
+  local before, worst, most = base_errors and cjson.decode(base_errors) or {}, 'no error code', 0
+  for code, count in pairs(errors_of(job)) do
+    count = count - (before[code] or 0)
+    if count > most then worst, most = code, count end
   end
   set(job, 'status', 'paused', 'reason', string.format(
     '%d of %d rows failed, most often with %s; the limit is a rate of %s', failed, rows, worst, limit))

@@ -415,7 +415,11 @@ def _unknown(job: str) -> UnknownJobError:
 def _carried(retry: Retry) -> dict[str, Any]:
     """The fields of a retry. What it carried over is done, and was judged in the job that generated it."""
     counts = retry.carried.model_dump(exclude={"errors"})
-    base = {"base_completed": retry.carried.completed, "base_failed": retry.carried.failed}
+    base = {
+        "base_completed": retry.carried.completed,
+        "base_failed": retry.carried.failed,
+        "base_errors": orjson.dumps(retry.carried.errors),
+    }
     return {**counts, **base, "retry": retry.model_dump_json()}
 
 

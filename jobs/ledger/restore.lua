@@ -11,11 +11,13 @@ if fingerprint ~= '' and not pinned then
   sync_pool(job)
 end
 if #ARGV == 3 then return 1 end
+local begun = false
 for i = 4, #ARGV, 2 do
-  local batch = tonumber(ARGV[i])
-  if batch >= 0 and batch < tonumber(batches) then record(job, ARGV[i], cjson.decode(ARGV[i + 1])) end
+  local batch, counts = tonumber(ARGV[i]), cjson.decode(ARGV[i + 1])
+  if batch >= 0 and batch < tonumber(batches) then record(job, ARGV[i], counts) end
+  begun = begun or counts.completed + counts.failed + counts.cancelled + counts.expired > 0
 end
--- When it started is lost; it was not before it was created.
-call('HSETNX', key('job', job), 'started_at', (get(job, 'created_at')))
+-- When it started is lost; it was not before it was created. A part of rows that were all carried over is no start.
+if begun then call('HSETNX', key('job', job), 'started_at', (get(job, 'created_at'))) end
 settle(job)
 return 1

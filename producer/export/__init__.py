@@ -99,9 +99,11 @@ def export(
     path = Path(target)
     try:
         with contextlib.ExitStack() as files:
-            outputs = _Outputs(files.enter_context(open_target(path)), path, files)
+            # A pipe or device has no place beside it: what failed goes there too, as to stdout.
+            target_file = None if path.exists() and not path.is_file() else path
+            outputs = _Outputs(files.enter_context(open_target(path)), target_file, files)
             written = _write(store, rows, form, outputs, escape)
-        if form == "openai" and written.errors is None:
+        if form == "openai" and written.errors is None and path.is_file():
             # Of an earlier export to the same name: it would be taken for this one's.
             beside(path, "errors").unlink(missing_ok=True)
         return written

@@ -236,8 +236,11 @@ class TestErrorRate:
 
         finish(ledger, claimed(ledger), self.FAILED)
         assert state(ledger).status is Status.IN_PROGRESS
-        finish(ledger, claimed(ledger), self.FAILED)
+        finish(ledger, claimed(ledger), PartCounts(failed=100, errors={"numeric_error": 100}))
         assert state(ledger).status is Status.PAUSED
+        assert state(ledger).reason == (
+            "190 of 200 rows failed, most often with numeric_error; the limit is a rate of 0.5"
+        )
 
     def test_a_limit_of_one_never_pauses(self, ledger: Ledger) -> None:
         ledger.accept(job_file(batches=3, max_error_rate=1.0))

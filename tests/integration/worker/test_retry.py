@@ -112,6 +112,7 @@ def test_only_batches_with_rows_to_generate_are_claimed(bench: Bench, prompts: P
     state = bench.state(again)
 
     assert (state.batches, state.done, state.completed, state.failed) == (5, 4, 19, 0)
+    assert state.started_at is None, "what was carried over is no start"
     assert bench.ledger.claimable("fake") == 1
     worker = bench.worker()
     run_claim(worker)
@@ -172,6 +173,23 @@ def test_rows_that_were_invalid_from_the_start_are_carried_over(bench: Bench, pr
     assert done.refused == {"empty_prompt": 1, "bad_parameters": 1}
     assert bench.rows(again)[6:] == bench.rows(job)[6:]
     assert [row["status"] for row in bench.rows(again)] == ["ok"] * 6 + ["error"] * 2
+
+
+def test_what_failed_is_retried_where_invalid_rows_were_cancelled_before_they_could_fail(
+    bench: Bench, prompts: Prompts
+) -> None:
+    rows = [*bad_at(prompts(4), 2), *({"prompt": "", "number": number} for number in range(4, 8))]
+    job = bench.submit(rows, skip_invalid=True)
+    run_claim(bench.worker(fail_on="apple"))
+    job.cancel()
+    first = job.retry()
+    bench.run(bench.worker(fail_on="apple"), first)
+    assert bench.record(first).invalid > bench.state(first).failed == 1
+    second = first.retry()
+    bench.run(bench.worker(), second)
+
+    assert second.id == f"{job.id}-r2"
+    assert [row["status"] for row in bench.rows(second)] == ["ok"] * 4 + ["cancelled"] * 4
 
 
 @pytest.mark.parametrize("rows", [["a", "b"], ["a", ""]], ids=["all good", "all failures invalid"])
@@ -428,7 +446,9 @@ def test_rows_carried_over_are_removed_with_the_parts(bench: Bench, prompts: Pro
 
 
 def test_a_retry_that_only_fails_pauses_itself_however_much_was_carried_over(bench: Bench, prompts: Prompts) -> None:
-    job = failed_job(bench, bad_at(prompts(1_000), *range(600, 1_000)), batch_size=100)
+    rows = bad_at(prompts(1_300), *range(600, 1_000))
+    rows[1_000:] = ({"prompt": "", "number": number} for number in range(1_000, 1_300))
+    job = failed_job(bench, rows, batch_size=100, skip_invalid=True, max_error_rate=0.6)
     again = job.retry()
     worker = bench.worker(fail_on="apple")
     for _ in range(2):
@@ -436,9 +456,8 @@ def test_a_retry_that_only_fails_pauses_itself_however_much_was_carried_over(ben
         run_claim(worker)
     state = bench.state(again)
 
-    assert (state.status, state.completed, state.failed) == (Status.PAUSED, 600, 200)
-    assert state.reason is not None
-    assert state.reason.startswith("200 of 200 rows failed")
+    assert (state.status, state.completed, state.failed) == (Status.PAUSED, 600, 500)
+    assert state.reason == "200 of 200 rows failed, most often with internal_error; the limit is a rate of 0.6"
 
 
 def test_rows_that_failed_before_and_are_carried_over_do_not_pause_it(bench: Bench, prompts: Prompts) -> None:

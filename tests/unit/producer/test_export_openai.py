@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from jobs.prompts import write_batch
 from jobs.results import ResultRow, write_part
 from jobs.spec import JobFile, Status
 from jobs.store import Store
+from producer.export import export
 from producer.export.openai import COLUMNS, write_openai
 from producer.results import head_requests, read_results
 from tests.job_work import accept_job, input_table, memory_store, ok_row, rows_of, skus
@@ -137,3 +140,21 @@ def test_rows_whose_input_is_gone_count_as_those_before_them(store: Store) -> No
 
     kinds = [line["response"]["body"]["object"] for line in exported(store, job)[0]]
     assert kinds == ["chat.completion"] * 8 + ["text_completion"] * 2
+
+
+def test_a_pipe_takes_what_failed_too_for_nothing_lies_beside_it(store: Store, tmp_path: Path) -> None:
+    failed = ResultRow(1, 0, None, "error", error_code="poison")
+    ended_job(store, rows=4, failed=failed)
+    pipe = tmp_path / "out.jsonl"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        written = export(store, "job", str(pipe), "openai")
+        lines = [json.loads(line) for line in os.read(reader, 1 << 16).splitlines()]
+    finally:
+        os.close(reader)
+
+    assert (written.rows, written.failed, written.errors) == (4, 1, None)
+    assert sorted(line["custom_id"] for line in lines if line["error"]) == ["row-1"]
+    assert len(lines) == 4
+    assert list(tmp_path.iterdir()) == [pipe]
