@@ -180,8 +180,8 @@ class Source:
         except SourceError as error:
             if not self._ahead:
                 raise
-            # Whoever iterates gets the rows before it first.
-            self._rest = _raising(error)
+            # Whoever iterates gets the rows before it first. Anew, for this one holds on to all that was read.
+            self._rest = _raising(SourceError(error.problems, error.total))
         if not self._ahead:
             raise SourceError([no_rows(self.name)])
         return self

@@ -170,7 +170,7 @@ def test_offsets_with_a_few_bytes_too_many_do_no_harm() -> None:
         digest.add(
             ("own", "c", "string"), pa.StringArray.from_buffers(2, pa.py_buffer(offsets + extra), text), range(2)
         )
-        digests.add(digest.hexdigest(b"", 2))
+        digests.add(digest.hexdigest(b"", 2, {}))
 
     assert len(digests) == 1
 
