@@ -7,12 +7,10 @@ wins, and what it wrote never changes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import secrets
 import shutil
-import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,9 +22,10 @@ import obstore
 import orjson
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.exceptions import NotFoundError as ObjectNotFoundError
-from obstore.store import LocalStore, MemoryStore, from_url
+from obstore.store import MemoryStore, from_url
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from jobs.disk import create_file, is_no_link, local_backend, sync_file_system
 from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError
 from jobs.layout import STORE_FILE
 
@@ -101,7 +100,7 @@ class Store:
         if separator and scheme != "file":
             raise InputError(f"store {uri}: unknown scheme {scheme!r}; use a folder, s3://, gs:// or az://")
         root = Path(uri.removeprefix("file://")).expanduser().absolute()
-        return cls(_local_backend(root, create=create), str(root), root)
+        return cls(local_backend(root, create=create), str(root), root)
 
     @property
     def id(self) -> str:
@@ -152,7 +151,7 @@ class Store:
         """Have all files that were put right into ``folder`` on the disk: those of a remote store are safe by then."""
         if self._root is None or not (self._root / folder).is_dir():
             return
-        if not _sync_file_system(self._root / folder):
+        if not sync_file_system(self._root / folder):
             paths = [self._root / item.path for item in self.list(folder)]
             above = [path for path in (self._root / folder).parents if path.is_relative_to(self._root)]
             self._sync(*paths, self._root / folder, *above)
@@ -186,7 +185,7 @@ class Store:
         try:
             for chunk in obstore.list(self._backend, prefix=prefix):
                 for item in chunk:
-                    if self._root is None or _is_no_link(self._root, item["path"], folders):
+                    if self._root is None or is_no_link(self._root, item["path"], folders):
                         yield StoredFile(item["path"], item["size"], item["last_modified"])
         except (BaseError, OSError) as error:
             failure = self._classify(error, prefix)
@@ -316,10 +315,10 @@ class Store:
         """Write a file under its own name; False if it is there. A fifth of the time of a file that has to be whole."""
         try:
             try:
-                _create(path, content)
+                create_file(path, content)
             except FileNotFoundError:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _create(path, content)
+                create_file(path, content)
             return True
         except FileExistsError:
             return False
@@ -337,61 +336,6 @@ class Store:
                     os.close(handle)
         except OSError as error:
             raise StoreUnavailableError(f"store {self.uri}: {error}") from error
-
-
-def _create(path: Path, content: bytes) -> None:
-    with open(path, "xb", buffering=0) as file:
-        rest = memoryview(content)
-        while rest:  # a nearly full disk takes a part, then none
-            rest = rest[file.write(rest) :]
-
-
-def _sync_file_system(folder: Path) -> bool:
-    """Force all that was written to the file system of ``folder`` to the disk; False where that cannot be done.
-
-    Linux has a call for it, which takes a fraction of the time of a call for each of thousands of files.
-    """
-    if sys.platform != "linux":
-        return False
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            return bool(ctypes.CDLL(None).syncfs(handle) == 0)
-        finally:
-            os.close(handle)
-    except (AttributeError, OSError):  # a C library without it, or a folder that cannot be opened: as elsewhere, then
-        return False
-
-
-def _local_backend(root: Path, *, create: bool) -> LocalStore:
-    """A LocalStore at ``root``. Raises StoreUnavailableError in words that name the folder and the mend."""
-    try:
-        if root.exists() and not root.is_dir():
-            raise StoreUnavailableError(f"store {root} is not a folder; set PROMPTMILL_STORE to one")
-        if not root.exists() and not create:
-            raise StoreUnavailableError(
-                f"no Promptmill store at {root}; check PROMPTMILL_STORE (or --store); submit and run create one"
-            )
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        verb = "created" if create else "read"
-        raise StoreUnavailableError(f"store {root} cannot be {verb}: {error.strerror}") from error
-    if create and not os.access(root, os.W_OK | os.X_OK):
-        raise StoreUnavailableError(f"store {root} cannot be written: give this user write permission, or use another")
-    return LocalStore(prefix=root)
-
-
-def _is_no_link(root: Path, path: str, folders: dict[str, bool]) -> bool:
-    """Whether neither the file nor a folder on the way is a link; ``folders`` remembers those.
-
-    The folders at the top may be: that is how the owner of a store puts one of them on another disk.
-    """
-    top, _, _ = path.partition("/")
-    file = root / path
-    folder = str(file.parent)
-    if folder not in folders:
-        folders[folder] = file.parent == root or file.parent.resolve().is_relative_to((root / top).resolve())
-    return folders[folder] and not file.is_symlink()
 
 
 def _reason(error: Exception) -> str:
