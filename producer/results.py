@@ -98,7 +98,7 @@ def read_results(
     else:
         dataset_location(store, job)
         wanted = None if columns is None else [*dict.fromkeys([*columns, "row_index", "status"])]
-        tables = _dataset_tables(store, record, wanted)
+        tables = dataset_tables(store, record, wanted)
     return _chosen(tables, schema, status)
 
 
@@ -115,17 +115,22 @@ def _dataset_files(store: Store, job: str) -> list[str]:
     return sorted(paths, key=lambda path: (len(path), path))
 
 
-def _dataset_tables(store: Store, record: JobFile, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """One table for each row group."""
+def dataset_tables(store: Store, record: JobFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The dataset of an ended job, a table for each row group. Raises DamagedFileError."""
     for path in _dataset_files(store, record.id):
-        try:
-            file = open_parquet(store.get(path))
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=columns, use_threads=False)
-        except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
-            raise
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DamagedFileError(f"{store.locate(path)} cannot be read: {error}") from error
+        yield from _row_groups(store, path, None if columns is None else list(columns))
+
+
+def _row_groups(store: Store, path: str, columns: list[str] | None) -> Iterator[pa.Table]:
+    """Of one file: a function of its own, so that one file's bytes are gone before the next one's come."""
+    try:
+        file = open_parquet(store.get(path))
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=columns, use_threads=False)
+    except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFileError(f"{store.locate(path)} cannot be read: {error}") from error
 
 
 def _finished_tables(store: Store, record: JobFile) -> Iterator[pa.Table]:
@@ -133,7 +138,7 @@ def _finished_tables(store: Store, record: JobFile) -> Iterator[pa.Table]:
     paths = list_parts(store, record.stage)
     if has_ended(store, record.id):
         # After the listing, or parts that were removed meanwhile would count as not finished.
-        yield from _dataset_tables(store, record)
+        yield from dataset_tables(store, record)
         return
     for (batch, path), content in zip(paths.items(), fetch(store, list(paths.values())), strict=True):
         try:
@@ -144,7 +149,7 @@ def _finished_tables(store: Store, record: JobFile) -> Iterator[pa.Table]:
             read_job(store, record.id)  # it may have been deleted
             if has_ended(store, record.id):
                 first = record.batch_rows(batch).start
-                for table in _dataset_tables(store, record):
+                for table in dataset_tables(store, record):
                     yield table.filter(pc.field("row_index") >= first)
                 return
             _log.warning("%s is left out: %s", store.locate(path), error)

@@ -8,9 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs import layout
 from jobs.errors import DamagedFileError, NotFoundError
-from jobs.parquet import open_parquet
 from jobs.parts import list_parts
 from jobs.records import has_ended, read_job, read_manifest
 from jobs.results import read_part
@@ -19,6 +17,7 @@ from jobs.store import Store
 from producer.connection import Connection
 from producer.report.figures import COLUMNS, FigureCounter
 from producer.report.model import Figures, Report
+from producer.results import dataset_tables
 from producer.status import job_status
 
 #: States in which rows are, or will be, generated: a timeline goes on to now.
@@ -54,7 +53,7 @@ def _figures(store: Store, job: JobFile, until: datetime | None) -> tuple[Figure
             # The job ended while its parts were read: they are gone, and the dataset is there.
             if not has_ended(store, job.id):
                 raise DamagedFileError(f"job {job.id}: a part was removed while it was read; try again") from None
-    return _added_up(job, _result_tables(store, job), None), True
+    return _added_up(job, dataset_tables(store, job, COLUMNS), None), True
 
 
 def _added_up(job: JobFile, tables: Iterator[pa.Table], until: datetime | None) -> Figures:
@@ -62,25 +61,6 @@ def _added_up(job: JobFile, tables: Iterator[pa.Table], until: datetime | None) 
     for table in tables:
         counter.add(table)
     return counter.figures(until)
-
-
-def _result_tables(store: Store, job: JobFile) -> Iterator[pa.Table]:
-    """The dataset, a row group at a time. Raises DamagedFileError."""
-    paths = sorted(item.path for item in store.list(layout.results_prefix(job.id)) if item.path.endswith(".parquet"))
-    for path in paths:
-        yield from _row_groups(store, path)
-
-
-def _row_groups(store: Store, path: str) -> Iterator[pa.Table]:
-    """Of one file: a function of its own, so that one file's bytes are gone before the next one's come."""
-    try:
-        file = open_parquet(store.get(path))
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=COLUMNS, use_threads=False)
-    except MemoryError:  # Arrow's is an ArrowException too, and says nothing about the file
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DamagedFileError(f"{store.locate(path)} cannot be read: {error}") from error
 
 
 def _part_tables(store: Store, job: JobFile) -> Iterator[pa.Table]:
