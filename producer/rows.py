@@ -14,7 +14,7 @@ from producer.near import did_you_mean
 from producer.overrides import PARAMETERS, Overrides
 from producer.problems import RowProblem
 from producer.requests import CheckedRow, CheckedRows, error_row
-from producer.sources import Block, Source, SourceRow
+from producer.sources import ArrowBlock, Block, Source, SourceRow
 from producer.sources.openai import lacking_of_request
 from producer.template import Template, TemplateError
 
@@ -74,9 +74,9 @@ class RowChecker:
         names = block.names()
         if self._awaited:
             self._awaited -= names
-        ids = self._ids_at_once(block)
-        prompts = self._prompts_at_once(block)
-        if ids is None or prompts is None or not PARAMETERS.isdisjoint(names):
+        if not PARAMETERS.isdisjoint(names) or (ids := self._ids_at_once(block)) is None:
+            return None
+        if (prompts := self._prompts_at_once(block)) is None:
             return None
         count = len(block)
         messages: list[list[dict[str, Any]] | None] = [None] * count
@@ -119,6 +119,8 @@ class RowChecker:
         return prompts if all(prompts) and not any(map(str.isspace, prompts)) else None
 
     def _own_at_once(self, block: Block, names: set[str]) -> list[Own]:
+        if isinstance(block, ArrowBlock):
+            return block.own()  # which has but the columns that are kept
         kept = names if self._kept is None else names & self._kept
         if self._openai or kept - self._dropped != names:
             return [self._own(row) for row in block.rows()]

@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from producer.sources.base import Block, Found, Item, Source, SourceRow
+from producer.sources.base import ArrowBlock, Block, Found, Item, Source, SourceRow
 from producer.sources.files import open_source
 from producer.sources.rows import rows_source
 
@@ -17,4 +17,4 @@ def table_source(table: Any, name: str = "table") -> Source:
     return arrow.table_source(table, name)
 
 
-__all__ = ["Block", "Found", "Item", "Source", "SourceRow", "open_source", "rows_source", "table_source"]
+__all__ = ["ArrowBlock", "Block", "Found", "Item", "Source", "SourceRow", "open_source", "rows_source", "table_source"]
