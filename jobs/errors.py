@@ -49,6 +49,12 @@ __all__ = [
 _LONGEST, _TAIL = 1_000, 200
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without what it dumps below its first line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def one_line(text: str) -> str:
     """``text`` as one line that any terminal and file takes.
 

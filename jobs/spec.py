@@ -158,6 +158,9 @@ class JobSpec(_Frozen):
         return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
 
 
+Encoding = Literal["typed", "int64", "float64", "bool", "string", "list", "json"]
+
+
 class Column(_Frozen):
     """One of the source's own columns, as it is staged and as it appears in the results."""
 
@@ -166,7 +169,7 @@ class Column(_Frozen):
     #: The name in the results: the same, or with the prefix ``input_`` after a clash.
     name: str
     #: ``typed``: staged with its Arrow type and kept. Others are staged as what each batch held and cast at commit.
-    encoding: Literal["typed", "int64", "float64", "bool", "string", "list", "json"] = "typed"
+    encoding: Encoding = "typed"
     #: The Arrow type in the results, as a base64 IPC schema of one field; for ``typed`` and ``list``.
     arrow: str | None = None
 

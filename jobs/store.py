@@ -26,7 +26,7 @@ from obstore.store import MemoryStore, from_url
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from jobs.disk import create_file, is_no_link, local_backend, sync_file_system
-from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError
+from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError, first_line
 from jobs.layout import STORE_FILE
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Store:
             try:
                 return cls(from_url(uri.rstrip("/"), retry_config=RETRY), uri.rstrip("/"), None)
             except (BaseError, ValueError) as error:
-                raise StoreUnavailableError(f"store {uri}: {_reason(error)}") from error
+                raise StoreUnavailableError(f"store {uri}: {first_line(error)}") from error
         if separator and scheme != "file":
             raise InputError(f"store {uri}: unknown scheme {scheme!r}; use a folder, s3://, gs:// or az://")
         root = Path(uri.removeprefix("file://")).expanduser().absolute()
@@ -190,7 +190,7 @@ class Store:
         except (BaseError, OSError) as error:
             failure = self._classify(error, prefix)
             if not isinstance(failure, NotFoundError):
-                raise StoreUnavailableError(f"store {self.uri}: {_reason(error)}") from error
+                raise StoreUnavailableError(f"store {self.uri}: {first_line(error)}") from error
 
     def delete(self, paths: Iterable[str]) -> None:
         """Remove files; those that are gone already are no error."""
@@ -297,7 +297,7 @@ class Store:
     def _classify(self, error: Exception, path: str) -> Exception:
         if isinstance(error, ObjectNotFoundError | FileNotFoundError):
             return NotFoundError(f"{self.locate(path)} does not exist")
-        return _TransientError(_reason(error))
+        return _TransientError(first_line(error))
 
     def _retrying(self) -> Retrying:
         return Retrying(
@@ -336,9 +336,3 @@ class Store:
                     os.close(handle)
         except OSError as error:
             raise StoreUnavailableError(f"store {self.uri}: {error}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error of obstore, whose messages carry a debug dump below it."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

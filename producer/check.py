@@ -18,8 +18,8 @@ from typing import Any
 
 from jobs.errors import Problem, SourceError, one_line
 from producer.duplicates import DuplicateFinder
-from producer.places import RowPlaces
 from producer.requests import CheckedRow, CheckedRows, error_row
+from producer.row_places import RowPlaces
 from producer.rows import RowChecker, RowOptions
 from producer.sources import Source, SourceRow
 from producer.tokens import Meter, Tokens, guessed

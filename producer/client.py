@@ -18,7 +18,7 @@ from producer.interactive import interruptible, notebook_display
 from producer.results import open_dataset, read_results
 from producer.retry import retry
 from producer.rows import RowOptions
-from producer.status import job_status, list_jobs
+from producer.status import chosen, job_status, list_jobs
 from producer.submit import submit
 from producer.template import Template
 from producer.tend import cancel_job, pause_job, resume_job, set_priority
@@ -265,13 +265,8 @@ class Client:
         labels: Mapping[str, str] | None = None,
     ) -> list[JobStatus]:
         """The jobs of the store, newest first: all, or those of a status or model, or with all of these labels."""
-        return [
-            job
-            for job in list_jobs(self._connection)[0]
-            if status in (None, job.status)
-            and model in (None, job.model)
-            and (labels or {}).items() <= job.labels.items()
-        ]
+        every, _ = list_jobs(self._connection)
+        return chosen(every, statuses=() if status is None else (status,), model=model, labels=labels)
 
 
 def _when(deadline: datetime | timedelta | None) -> datetime | None:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import orjson
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow as pa
 from jobs.errors import InputError
 from jobs.prompts import SOURCE_PREFIX
 from jobs.results import JSON_TEXT, RESULT_NAMES, encode_arrow_type, result_name
-from jobs.spec import Column
+from jobs.spec import Column, Encoding
 from producer.near import did_you_mean
 
 #: More columns than this are keys that hold data, and would make every file of the results huge.
@@ -34,8 +34,6 @@ TOO_DEEP = f"the JSON is nested more than {MAX_DEPTH} levels deep"
 _PARTITION = "job_id"
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
-
-Encoding = Literal["typed", "int64", "float64", "bool", "string", "list", "json"]
 
 
 class ArrowRow(NamedTuple):

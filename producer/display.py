@@ -39,6 +39,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute:02}:{second:02}"
 
 
+def codes_text(codes: dict[str, int]) -> str:
+    return ", ".join(f"{code} {count:,}" for code, count in sorted(codes.items()))
+
+
 def standing(status: JobStatus) -> str | None:
     """Why no rows are being generated, and what would change that; None while they are, and after the end."""
     match status.status:
@@ -64,8 +68,7 @@ def describe(status: JobStatus, rows_per_s: float, tokens_per_s: float) -> str:
     elif not still:
         words += [f"{rows_per_s:,.1f} rows/s", f"{tokens_per_s:,.0f} tok/s", _eta(status, rows_per_s)]
     if status.rows.failed:
-        codes = ", ".join(f"{code} {count:,}" for code, count in sorted(status.errors.items()))
-        words.append(f"{status.rows.failed:,} failed ({codes})")
+        words.append(f"{status.rows.failed:,} failed ({codes_text(status.errors)})")
     if still:
         words.append(still)
     return "  ".join(words)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ from pyarrow.fs import FileSystem
 
 from jobs import layout
 from jobs.errors import DamagedFileError, InputError, JobNotCompletedError, NotFoundError
+from jobs.parallel import in_parallel
 from jobs.parquet import open_parquet
 from jobs.parts import list_parts
 from jobs.records import has_ended, read_job, read_manifest
@@ -32,7 +32,7 @@ STATUSES = ("ok", "error", "cancelled", "expired")
 #: Rows of a batch that is handed out.
 _CHUNK_ROWS = 8_192
 #: Small files of a remote store that are fetched at once.
-_FETCHES = 8
+_HELD = 8
 
 
 def dataset_location(store: Store, job: str) -> str:
@@ -170,9 +170,7 @@ def fetch(store: Store, paths: Sequence[str]) -> Iterator[bytes | None]:
     if store.is_local:
         yield from map(get, paths)
         return
-    with ThreadPoolExecutor(_FETCHES) as pool:
-        for start in range(0, len(paths), _FETCHES):
-            yield from pool.map(get, paths[start : start + _FETCHES])
+    yield from in_parallel(get, paths, held=_HELD)
 
 
 def read_published(store: Store, record: JobFile) -> Iterator[pa.Table]:

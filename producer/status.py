@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 
 from jobs import layout
@@ -82,6 +82,26 @@ def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
         else:
             found[job] = status
     return sorted(found.values(), key=lambda status: status.created_at, reverse=True), untold
+
+
+def chosen(
+    jobs: Iterable[JobStatus],
+    *,
+    statuses: Collection[str] = (),
+    model: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    since: datetime | None = None,
+) -> list[JobStatus]:
+    """Those of ``jobs`` that are of one of these statuses and of this model, have all labels, and are so new."""
+    wanted = (labels or {}).items()
+    return [
+        job
+        for job in jobs
+        if (not statuses or job.status in statuses)
+        and model in (None, job.model)
+        and wanted <= job.labels.items()
+        and (since is None or job.created_at >= since)
+    ]
 
 
 def the_live_job(connection: Connection) -> str:

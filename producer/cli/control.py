@@ -14,9 +14,10 @@ from jobs.errors import DamagedFileError, InputError, RedisUnavailableError, Unk
 from jobs.records import is_deleted
 from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, parse_deadline, with_flags
 from producer.cli.jobs import check_known, opened
-from producer.cli.text import codes_text, say, staging
+from producer.cli.text import say, staging
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
+from producer.display import codes_text
 from producer.retry import Retried
 from producer.retry import retry as retry_job
 from producer.status import job_status

@@ -22,7 +22,7 @@ from producer.cli.text import labels_text, print_table, say, status_text
 from producer.cli.waiting import finish, wait_for
 from producer.connection import Connection
 from producer.near import did_you_mean
-from producer.status import job_status, list_jobs, the_live_job
+from producer.status import chosen, job_status, list_jobs, the_live_job
 from producer.tend import cancel_job, pause_job, resume_job, set_priority
 
 _EXAMPLE = "Example: promptmill {}"
@@ -100,14 +100,7 @@ def list_command(
     start = parse_since(since) if since is not None else None
     with opened(place) as connection:
         every, untold = list_jobs(connection)
-    found = [
-        job
-        for job in every
-        if (not status or job.status in status)
-        and model in (None, job.model)
-        and labels.items() <= job.labels.items()
-        and (start is None or job.created_at >= start)
-    ][:limit]
+    found = chosen(every, statuses=status or (), model=model, labels=labels, since=start)[:limit]
     if untold:
         say(f"{len(untold)} jobs cannot be shown: {', '.join(untold[:10])}")
     if as_json:

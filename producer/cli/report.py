@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +12,7 @@ from jobs.console import EPILOG_NEWLINES, json_out
 from jobs.errors import InputError
 from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, with_flags
 from producer.cli.jobs import opened
+from producer.cli.results import check_folder
 
 #: Bytes at the begin of a page that name what made it.
 _HEAD = 1_024
@@ -68,8 +67,7 @@ def _target(out: str | None, job: str) -> Path:
     path = Path(out or f"{job}.html")
     if path.is_dir():
         path /= f"{job}.html"
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"--out {path}: the folder {path.parent} is not there, or cannot be written")
+    check_folder(f"--out {path}", path)
     try:
         with path.open("rb") as file:
             ours = f'content="{GENERATOR}"'.encode() in file.read(_HEAD)
@@ -84,12 +82,10 @@ def _target(out: str | None, job: str) -> Path:
 
 def _write(path: Path, page: bytes) -> None:
     """The whole page or nothing. Raises InputError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    from producer.export.files import whole_file
+
     try:
-        temporary.write_bytes(page)
-        temporary.replace(path)
+        with whole_file(path) as file:
+            file.write(page)
     except OSError as error:
         raise InputError(f"--out {path} cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

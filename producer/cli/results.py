@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,6 +84,12 @@ def results_command(
         target, written = target_file(to or "", job, form)
         done = export(store, job, str(target), written, selection, escape=not no_escape)
         _tell(job, target, written, done, as_json, every)
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """Raises InputError where no file can be written beside ``path``."""
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"{flag}: the folder {path.parent} is not there, or cannot be written")
 
 
 def target_file(to: str, job: str, form: str | None) -> tuple[Path, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Annotated
 import typer
 
 from jobs.console import json_out
-from jobs.errors import InputError
 from jobs.layout import results_prefix
 from jobs.recover import recover_job
 from jobs.settings import Settings
 from jobs.spec import JobStatus, Status
 from producer.cli.flags import JobFlags, JsonFlag, PlaceFlags, PromptFlags, SamplingFlags, SourceArgument, with_flags
-from producer.cli.results import target_file
+from producer.cli.results import check_folder, target_file
 from producer.cli.submit import open_rows, start_job
 from producer.cli.text import HEAD_COLUMNS, head_text, say
 from producer.cli.waiting import finish, wait_for
@@ -121,8 +119,7 @@ def _check_out(out: str) -> None:
     if path.is_dir() or _as_folder(out).endswith("/"):
         return
     format_of(out, None)
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"--out {out}: the folder {path.parent} is not there, or cannot be written")
+    check_folder(f"--out {out}", path)
 
 
 def _worker_arguments(flags: RunFlags) -> tuple[str, ...]:

@@ -84,10 +84,6 @@ def status_text(status: JobStatus) -> str:
     return "".join(f"{name:<{width}}  {value}\n" for name, value in pairs)
 
 
-def codes_text(codes: dict[str, int]) -> str:
-    return ", ".join(f"{code} {count:,}" for code, count in sorted(codes.items()))
-
-
 def labels_text(labels: dict[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in labels.items())
 

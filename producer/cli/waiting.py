@@ -8,8 +8,9 @@ import typer
 
 from jobs.console import EXIT_INTERRUPTED
 from jobs.spec import JobStatus, Status
-from producer.cli.text import codes_text, say
+from producer.cli.text import say
 from producer.connection import Connection
+from producer.display import codes_text
 from producer.watch import make_display, watch
 
 

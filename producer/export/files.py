@@ -28,11 +28,18 @@ def open_target(path: Path) -> Iterator[BinaryIO]:
         with place.open("wb") as file, _packed(file, path) as out:
             yield out
         return
-    temporary = place.with_name(f".promptmill-{os.getpid()}-{secrets.token_hex(4)}")
+    with whole_file(place) as whole, _packed(whole, path) as out:
+        yield out
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the name ``path``, and the place of what has it, when all is written. Raises OSError."""
+    temporary = path.with_name(f".promptmill-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("wb", buffering=_BLOCK) as whole, _packed(whole, path) as out:
-            yield out
-        temporary.replace(place)
+        with temporary.open("wb", buffering=_BLOCK) as file:
+            yield file
+        temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import InputError, Problem, SourceError
+from jobs.errors import InputError, Problem, SourceError, first_line
 from producer.sources.arrow_types import aligned, check_storable, python_values, staged_types, storable
 from producer.sources.base import ArrowBlock, Found, Source, no_rows
 from producer.sources.formats import Compression
@@ -167,8 +167,7 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return first_line(error)[:200]
 
 
 def _read_parquet(stream: BinaryIO, columns: list[str] | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

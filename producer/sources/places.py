@@ -6,7 +6,7 @@ import glob
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
@@ -88,15 +88,19 @@ def _files_of_folder(folder: str) -> list[str]:
         return _files_of_folder(str(_only_split(root)))
     if (root / _DATASET).is_file():
         return [str(root / name) for name in _data_files(root)]
-    # Hidden files and those of other programs, such as _SUCCESS, are no data.
-    names = _each_once(str(path) for path in root.rglob("*") if _is_data(path.relative_to(root)) and path.is_file())
+    data = (path for path in root.rglob("*") if is_data(path.relative_to(root).parts) and path.is_file())
+    names = _each_once(map(str, data))
     if not names:
         raise InputError(f"{folder} is a directory without a file that can be read: name a file, or a glob")
     return names
 
 
-def _is_data(path: Path) -> bool:
-    return not any(part.startswith((".", "_")) for part in path.parts) and known_format(path.name) is not None
+def is_data(parts: Sequence[str]) -> bool:
+    """Whether a file of a folder is read with it; ``parts`` are its path in there.
+
+    Hidden files and those of other programs, such as _SUCCESS, are no data.
+    """
+    return not any(part.startswith((".", "_")) for part in parts) and known_format(parts[-1]) is not None
 
 
 def _only_split(root: Path) -> Path:

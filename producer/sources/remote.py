@@ -14,10 +14,9 @@ import obstore
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import from_url
 
-from jobs.errors import InputError, StoreUnavailableError
+from jobs.errors import InputError, StoreUnavailableError, first_line
 from jobs.store import REMOTE_SCHEMES, RETRY
-from producer.sources.formats import known_format
-from producer.sources.places import READ_BLOCK, Place
+from producer.sources.places import READ_BLOCK, Place, is_data
 
 
 def remote_places(uri: str) -> list[Place]:
@@ -40,7 +39,7 @@ def remote_places(uri: str) -> list[Place]:
         store = _store(base, uri, options)
         keys = _keys(store, key, uri)
     except (BaseError, ValueError, OSError) as error:
-        raise StoreUnavailableError(f"{uri}: {_first_line(error)}") from error
+        raise StoreUnavailableError(f"{uri}: {first_line(error)}") from error
     # Not every web server gives parts of a file, and few say so.
     return [
         Place(f"{base}/{found}", partial(_open, store, found), None if web else partial(_open_seekable, store, found))
@@ -52,7 +51,7 @@ def _store(base: str, uri: str, options: Any) -> Any:
     try:
         return from_url(base, retry_config=RETRY, **options)
     except ValueError as error:
-        raise InputError(f"{uri}: cannot be a URI: {_first_line(error)}") from error
+        raise InputError(f"{uri}: cannot be a URI: {first_line(error)}") from error
 
 
 def _keys(store: Any, key: str, uri: str) -> list[str]:
@@ -60,7 +59,11 @@ def _keys(store: Any, key: str, uri: str) -> list[str]:
         prefix = key[: min(key.index(mark) for mark in "*?[" if mark in key)].rpartition("/")[0]
         return _listed(store, prefix, partial(_matches, key), f"{uri}: no file matches")
     if not key or key.endswith("/"):
-        return _listed(store, key.rstrip("/"), partial(_is_data, key), f"{uri}: holds no file that can be read")
+
+        def wanted(found: str) -> bool:
+            return is_data(found.removeprefix(key).split("/"))
+
+        return _listed(store, key.rstrip("/"), wanted, f"{uri}: holds no file that can be read")
     try:
         obstore.head(store, key)
     except (NotFoundError, FileNotFoundError) as error:
@@ -75,12 +78,6 @@ def _listed(store: Any, prefix: str, wanted: Callable[[str], bool], otherwise: s
     if not keys:
         raise InputError(otherwise)
     return keys
-
-
-def _is_data(folder: str, key: str) -> bool:
-    """Hidden files and those of other programs, such as _SUCCESS, are no data."""
-    parts = key.removeprefix(folder).split("/")
-    return not any(part.startswith((".", "_")) for part in parts) and known_format(parts[-1]) is not None
 
 
 def _matches(pattern: str, key: str) -> bool:
@@ -115,7 +112,7 @@ def _as_os_error() -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError) as error:
-        raise OSError(_first_line(error)) from error
+        raise OSError(first_line(error)) from error
 
 
 class _Stream(io.RawIOBase):
@@ -164,9 +161,3 @@ class _Object(io.RawIOBase):
             content = self._reader.read(len(buffer))
         buffer[: len(content)] = bytes(content)
         return len(content)
-
-
-def _first_line(error: Exception) -> str:
-    """obstore's messages carry a debug dump below their first line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.places import RowPlaces
+from producer.row_places import RowPlaces
 
 _BLOCKS = st.lists(st.tuples(st.sampled_from("ab"), st.lists(st.integers(0, 2**33), min_size=1) | st.just([3, 4, 5])))
 
