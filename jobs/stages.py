@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from datetime import datetime, timedelta
 
 from jobs.deletion import remove_leftovers
@@ -10,6 +11,7 @@ from jobs.errors import DamagedFileError, UnknownJobError
 from jobs.layout import STAGES, is_working_file, stage_of
 from jobs.parts import working_files
 from jobs.records import has_ended, job_ids, read_job
+from jobs.spec import now
 from jobs.store import Store
 
 _log = logging.getLogger(__name__)
@@ -19,6 +21,11 @@ ABANDONED_AFTER = timedelta(days=7)
 
 #: So old a file that is still being written belongs to nobody any more.
 _UNFINISHED_AFTER = timedelta(days=1)
+
+
+def new_stage() -> str:
+    """A name that no stage has: submits and retries never meet."""
+    return f"{now():%Y%m%d}-{secrets.token_hex(8)}"
 
 
 def clean_up(store: Store, now: datetime) -> None:

@@ -6,7 +6,6 @@ beside the input. Everything is copied: the new job needs nothing of its parent 
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from jobs.parallel import in_parallel
 from jobs.prompts import Prompt, read_batch
 from jobs.results import PartCounts, part_counts, write_part
 from jobs.spec import CarriedCounts, JobFile, Retry, RowError, now
+from jobs.stages import new_stage
 from jobs.store import Store
 from producer.results import read_published
 
@@ -49,7 +49,7 @@ class RetryStage:
     """
 
     def __init__(self, store: Store, parent: JobFile, statuses: tuple[RowStatus, ...]) -> None:
-        self.name = f"{now():%Y%m%d}-{secrets.token_hex(8)}"
+        self.name = new_stage()
         self.parts: dict[int, PartCounts] = {}
         self.retried = 0
         self.refused: Counter[str] = Counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from jobs.errors import JobConflictError, UnknownJobError
 from jobs.records import has_ended, is_deleted, read_job
 from jobs.recover import recover_if_needed, recover_job
 from jobs.spec import JobFile, JobSpec, check_job_id, default_job_id, now
+from jobs.stages import new_stage
 from jobs.store import Store
 from producer.batches import BatchBuilder
 from producer.check import Checking, CheckReport
@@ -71,7 +71,7 @@ def submit(
         check_job_id(job_id)
     recover_if_needed(connection.store, connection.ledger)
     connection.check_broker()
-    stage = f"{now():%Y%m%d}-{secrets.token_hex(8)}"
+    stage = new_stage()
     try:
         staged, report = stage_source(
             connection.store, source, options, spec, stage, skip_invalid=skip_invalid, progress=progress, meter=meter
