@@ -1,39 +1,28 @@
-"""From parts to the dataset: whole, once, whatever dies in between and whoever else tries."""
+"""From parts to the dataset: whole and once, or not at all."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import threading
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from unittest.mock import patch
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from finalize_work import keys_of, manifest, snapshot
 
 from jobs import layout
 from jobs.errors import DamagedFileError
 from jobs.finalize import (
     MissingPartsError,
-    PlannedFile,
     finalize,
     manifest_counts,
-    plan_files,
 )
 from jobs.inputs import lost_batch, read_input, unrun_batch
-from jobs.parts import Part, commit_part, list_parts
+from jobs.parts import commit_part, list_parts
 from jobs.results import PartCounts, ResultRow, part_counts, read_part, result_schema, write_part
-from jobs.spec import JobFile, Status
+from jobs.spec import Status
 from jobs.store import Store
 from tests.job_work import (
-    Death,
-    MortalStore,
     accept_job,
     dataset,
     flipped,
@@ -47,20 +36,6 @@ from tests.job_work import (
 @pytest.fixture
 def store() -> Store:
     return memory_store()
-
-
-def manifest(store: Store, job: JobFile) -> dict[str, Any]:
-    return orjson.loads(store.get(layout.manifest_file(job.id)))  # type: ignore[no-any-return]
-
-
-def keys_of(table: pa.Table) -> list[tuple[int, int]]:
-    return list(zip(table.column("row_index").to_pylist(), table.column("sample_index").to_pylist(), strict=True))
-
-
-def put_plan(store: Store, job: JobFile, *files: tuple[int, int, int]) -> None:
-    """A plan that another finalizer has stored: (first batch, last batch, rows) of each file."""
-    entries = [dict(zip(("first", "last", "rows"), file, strict=True)) for file in files]
-    store.put_if_absent(layout.plan_file(job.stage), orjson.dumps({"files": entries}))
 
 
 # -- What comes out.
@@ -280,124 +255,3 @@ def test_a_finalizer_stops_as_soon_as_its_lease_is_lost(store: Store) -> None:
     with pytest.raises(TimeoutError):
         finalize(store, job, Status.COMPLETED, alive=lost)
     assert list(store.list(layout.results_prefix(job.id))) == []
-
-
-# -- Files of the right size.
-
-
-def part(batch: int, size: int, rows: int = 1) -> Part:
-    return Part(batch, f"part-{batch}", PartCounts(completed=rows), size)
-
-
-def test_a_file_ends_before_the_part_that_would_take_it_over_the_target() -> None:
-    parts = [part(batch, size) for batch, size in enumerate([40, 60, 1, 99, 100, 250, 10])]
-    assert plan_files(parts, target=100) == [
-        PlannedFile(0, 1, 2), PlannedFile(2, 3, 2), PlannedFile(4, 4, 1), PlannedFile(5, 5, 1), PlannedFile(6, 6, 1),
-    ]  # fmt: skip
-
-
-@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 9)), min_size=1), st.integers(1, 500))
-def test_a_plan_covers_every_batch_once_in_order(shapes: list[tuple[int, int]], target: int) -> None:
-    parts = [part(batch, size, rows) for batch, (size, rows) in enumerate(shapes)]
-    files = plan_files(parts, target)
-    assert [batch for file in files for batch in range(file.first, file.last + 1)] == list(range(len(parts)))
-    for file in files:
-        members = parts[file.first : file.last + 1]
-        assert file.rows == sum(member.counts.rows for member in members)
-        assert sum(member.size for member in members) <= target or len([m for m in members if m.size]) == 1
-
-
-def test_a_stored_plan_is_followed_into_several_files(store: Store) -> None:
-    job = accept_job(store, rows=20, batch_size=4)
-    run_batches(store, job)
-    put_plan(store, job, (0, 1, 8), (2, 2, 4), (3, 4, 8))
-    finalize(store, job, Status.COMPLETED)
-    files = manifest(store, job)["files"]
-    assert [(file["path"], file["rows"]) for file in files] == [
-        ("data-00000.parquet", 8), ("data-00001.parquet", 4), ("data-00002.parquet", 8),
-    ]  # fmt: skip
-    assert [row for row, _ in keys_of(dataset(store, job.id))] == list(range(20))
-
-
-def test_many_small_parts_become_few_row_groups(store: Store) -> None:
-    job = accept_job(store, rows=200, batch_size=2)
-    run_batches(store, job)
-    finalize(store, job, Status.COMPLETED)
-    metadata = pq.read_metadata(io.BytesIO(store.get(layout.results_file(job.id, 0))))
-    assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [128, 72]
-
-
-# -- Crashes and company.
-
-
-def snapshot(store: Store, job: JobFile) -> dict[str, bytes]:
-    """The published files but for the times in the manifest."""
-    files = {item.path: store.get(item.path) for item in store.list(layout.results_prefix(job.id))}
-    said = orjson.loads(files.pop(layout.manifest_file(job.id)))
-    del said["ended_at"]
-    return {**files, "manifest": orjson.dumps(said)}
-
-
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("ending", [Status.COMPLETED, Status.CANCELLED])
-def test_whenever_a_finalizer_dies_another_ends_with_the_same_dataset(ending: Status, after: bool) -> None:
-    def prepared() -> tuple[Store, JobFile]:
-        store = memory_store()
-        job = accept_job(store, rows=10, batch_size=2, n=2)
-        run_batches(store, job, None if ending == Status.COMPLETED else [0, 3])
-        put_plan(store, job, (0, 1, 8), (2, 4, 12))
-        return store, job
-
-    store, job = prepared()
-    counts = finalize(store, job, ending)
-    expected, deaths = snapshot(store, job), 0
-    for deadly in range(1, 100):
-        store, job = prepared()
-        try:
-            finalize(MortalStore(store, deadly, after=after), job, ending)
-            break
-        except Death:
-            deaths += 1
-        if store.exists(layout.success_file(job.id)):
-            assert snapshot(store, job) == expected
-        assert finalize(store, job, ending) == counts
-        assert snapshot(store, job) == expected
-        assert list_parts(store, job.stage) == {}
-    # The plan, two files, the manifest, _SUCCESS; five parts put or not, and removed.
-    assert deaths >= 10
-
-
-@pytest.mark.parametrize("ending", [Status.COMPLETED, Status.CANCELLED])
-def test_two_finalizers_at_once_publish_one_dataset(ending: Status) -> None:
-    for _ in range(5):
-        store = memory_store()
-        job = accept_job(store, rows=12, batch_size=2)
-        run_batches(store, job, None if ending == Status.COMPLETED else [1, 4])
-        put_plan(store, job, (0, 2, 6), (3, 5, 6))
-        gate = threading.Barrier(3)
-
-        def end(_: int, store: Store = store, job: JobFile = job, gate: threading.Barrier = gate) -> PartCounts:
-            gate.wait()
-            return finalize(store, job, ending)
-
-        with ThreadPoolExecutor(3) as pool:
-            counts = list(pool.map(end, range(3)))
-        assert counts[0] == counts[1] == counts[2]
-        table = dataset(store, job.id)
-        assert [row for row, _ in keys_of(table)] == list(range(12))
-        assert Counter(table.column("status").to_pylist())["ok"] == counts[0].completed
-        names = sorted(item.path.rsplit("/", 1)[-1] for item in store.list(layout.results_prefix(job.id)))
-        assert names == ["_SUCCESS", "_manifest.json", "data-00000.parquet", "data-00001.parquet"]
-
-
-def test_a_finalizer_whose_parts_another_removed_takes_that_ones_dataset(store: Store) -> None:
-    job = accept_job(store)
-    run_batches(store, job)
-    calls = []
-
-    def alive() -> None:
-        calls.append(1)
-        if len(calls) == 2:  # in the middle of looking for parts
-            finalize(store, job, Status.COMPLETED)
-
-    assert finalize(store, job, Status.COMPLETED, alive=alive).completed == 10
