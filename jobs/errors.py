@@ -7,8 +7,10 @@
     │   ├── SourceError                       ... in a source, with file and line
     │   ├── JobConflictError                  the job id is taken by other work
     │   └── UnknownJobError                   no such job in this store
-    ├── UnavailableError            exit 3    Redis or the store cannot be used
+    ├── UnavailableError            exit 3    Redis, the store or a job cannot be used
+    │   ├── JobVersionError                   a program of another version wrote the job
     │   ├── RedisUnavailableError
+    │   │   ├── LayoutError                   a program of another version works there
     │   │   └── RedisFullError                it has no memory for more
     │   └── StoreUnavailableError
     │       └── ForeignStoreError             it belongs to something else
@@ -31,6 +33,8 @@ __all__ = [
     "InputError",
     "JobConflictError",
     "JobNotCompletedError",
+    "JobVersionError",
+    "LayoutError",
     "LeaseLostError",
     "ModelError",
     "NotFoundError",
@@ -128,8 +132,16 @@ class UnavailableError(PromptmillError):
     exit_code = 3
 
 
+class JobVersionError(UnavailableError):
+    """Raised when a job's files are of a version that this program does not read: it is left to those that do."""
+
+
 class RedisUnavailableError(UnavailableError):
     """Raised when Redis cannot be reached or refuses."""
+
+
+class LayoutError(RedisUnavailableError):
+    """Raised when Redis holds the state of a store's jobs as programs of another version keep it."""
 
 
 class RedisFullError(RedisUnavailableError):

@@ -162,7 +162,8 @@ def _plan(store: Store, job: JobFile, parts: list[Part]) -> list[PlannedFile]:
     mine = [asdict(planned) for planned in plan_files(parts)]
     store.put_if_absent(path, orjson.dumps({"files": mine}))
     try:
-        return [PlannedFile(**planned) for planned in orjson.loads(store.get(path))["files"]]
+        files = orjson.loads(store.get(path))["files"]
+        return [PlannedFile(planned["first"], planned["last"], planned["rows"]) for planned in files]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{store.locate(path)} cannot be read: {error}") from error
 

@@ -10,7 +10,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from jobs.errors import PromptmillError, UnavailableError
+from jobs.errors import JobVersionError, PromptmillError, UnavailableError
 from jobs.ledger import Ledger, Sweep
 from jobs.permits import Permits
 from jobs.records import has_ended, job_ids, note_expired
@@ -81,6 +81,8 @@ class Reconciler:
                     self._ended.add(job)
                 else:
                     _log.warning("job %s was accepted but unknown to the ledger: restored", job)
+            except JobVersionError:
+                self._ended.add(job)  # those who read it adopt it
             except UnavailableError:
                 raise
             except PromptmillError as error:

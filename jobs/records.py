@@ -13,7 +13,10 @@ from jobs.store import Store
 
 
 def read_job(store: Store, job: str) -> JobFile:
-    """The record of ``job``. Raises UnknownJobError, InputError (an id that is none) or DamagedFileError."""
+    """The record of ``job``.
+
+    Raises UnknownJobError, InputError (an id that is none), JobVersionError or DamagedFileError.
+    """
     path = layout.job_file(check_job_id(job))
     try:
         record = JobFile.from_bytes(store.get(path))

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from jobs import layout
-from jobs.errors import DamagedFileError, NotFoundError, UnknownJobError
+from jobs.errors import DamagedFileError, JobVersionError, NotFoundError, UnknownJobError
 from jobs.finalize import manifest_counts
 from jobs.ledger import Ledger
 from jobs.parts import find_part, list_parts
@@ -20,11 +20,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Recovery:
-    """What a recovery brought back: the live jobs, those that had ended, and those that cannot be read."""
+    """What a recovery brought back: the live jobs, those that had ended, and those that cannot be read: because they
+    are damaged, or because they are for programs of another version, which bring them back themselves."""
 
     restored: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
 def recover_all(store: Store, ledger: Ledger) -> Recovery:
@@ -38,6 +40,9 @@ def recover_all(store: Store, ledger: Ledger) -> Recovery:
             (found.restored if recover_job(store, ledger, job, revive=False) else found.ended).append(job)
         except UnknownJobError:
             continue  # deleted since it was listed
+        except JobVersionError as error:
+            _log.warning("left alone: %s", error)
+            found.others.append(job)
         except DamagedFileError as error:
             _log.error("job %s is left alone: %s", job, error)
             found.damaged.append(job)

@@ -20,10 +20,14 @@ from pydantic import (
     model_serializer,
 )
 
-from jobs.errors import InputError
+from jobs.errors import InputError, JobVersionError
 
-#: Raised whenever a field of JobFile changes its meaning; readers refuse what they do not know.
+#: The version of a job's files that this program writes: the job file, its stage, its dataset. Raised by whatever a
+#: program of the version before would misread or not know, be it one new field, in the jobs that have it. Workers leave
+#: jobs of versions that they do not read to others (docs/operations.md, Upgrades).
 JOB_VERSION = 2
+#: And those that it reads.
+JOB_VERSIONS: tuple[int, ...] = (2,)
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@+-]{1,200}")
 #: Characters of a job's id at most.
@@ -257,13 +261,29 @@ class JobFile(_Frozen):
 
     @classmethod
     def from_bytes(cls, content: bytes) -> JobFile:
-        """Raises ValueError (pydantic's ValidationError is one) for anything that is no job file of this version."""
-        # Asked first: a later version may have fields that this one does not know.
+        """Raises JobVersionError, and ValueError (pydantic's ValidationError is one) for what is no job file."""
         record = orjson.loads(content)
         version = record.get("version") if isinstance(record, dict) else None
-        if version != JOB_VERSION:
-            raise ValueError(f"job file version {version}, this program reads {JOB_VERSION}")
-        return cls.model_validate_json(content)
+        if type(version) is not int:
+            raise ValueError(f"job file version {version!r}")
+        # Asked first: another version may have fields that this one does not know.
+        if version not in JOB_VERSIONS:
+            raise JobVersionError(_other_version(record.get("id"), version))
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            if any(problem["type"] != "extra_forbidden" for problem in error.errors()):
+                raise
+            fields = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+            raise JobVersionError(
+                f"job {record.get('id')} has {fields}, which this program does not know: upgrade promptmill here"
+            ) from error
+
+
+def _other_version(job: object, version: int) -> str:
+    known = ", ".join(map(str, JOB_VERSIONS))
+    mend = "upgrade promptmill here" if version > max(JOB_VERSIONS) else "use the release that submitted it"
+    return f"job {job} is of version {version}, this program reads {known}: {mend}"
 
 
 def default_job_id(digest: str) -> str:

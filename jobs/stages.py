@@ -7,7 +7,7 @@ import secrets
 from datetime import datetime, timedelta
 
 from jobs.deletion import remove_leftovers
-from jobs.errors import DamagedFileError, UnknownJobError
+from jobs.errors import DamagedFileError, JobVersionError, UnknownJobError
 from jobs.layout import STAGES, is_working_file, stage_of
 from jobs.parts import working_files
 from jobs.records import has_ended, job_ids, read_job
@@ -46,7 +46,7 @@ def remove_ended_parts(store: Store) -> list[str]:
     for job in job_ids(store) if left else ():
         try:
             stage = read_job(store, job).stage
-        except (DamagedFileError, UnknownJobError):
+        except (DamagedFileError, JobVersionError, UnknownJobError):
             continue
         if stage in left and has_ended(store, job):
             store.delete(working_files(store, stage))
@@ -73,7 +73,7 @@ def remove_abandoned(store: Store, now: datetime) -> list[str]:
         return []
     try:
         abandoned = sorted(old - {read_job(store, job).stage for job in job_ids(store)})
-    except DamagedFileError as error:
+    except (DamagedFileError, JobVersionError) as error:
         _log.warning("abandoned stages are kept: %s", error)
         return []
     for stage in abandoned:

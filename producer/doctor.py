@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -132,9 +133,14 @@ def _first(jobs: list[str]) -> str:
 
 
 def _workers(ledger: Ledger) -> Finding:
-    models: dict[str, int] = {}
-    for worker in ledger.workers():
-        models[worker.model] = models.get(worker.model, 0) + 1
-    if not models:
+    """How many of each model; of which release, where that is not this one."""
+    live = Counter((worker.model, worker.version) for worker in ledger.workers())
+    if not live:
         return Finding("workers", "none live", True, "promptmill-worker start --model NAME=PATH_OR_ID")
-    return Finding("workers", ", ".join(f"{count} x {model}" for model, count in sorted(models.items())))
+    mixed = any(release != __version__ for _, release in live)
+    shown = ", ".join(
+        f"{count} x {model}" + (f" of promptmill {release}" if mixed else "")
+        for (model, release), count in sorted(live.items())
+    )
+    mend = f"this is promptmill {__version__}: upgrade workers first, then producers" if mixed else None
+    return Finding("workers", shown, True, mend)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 
 from jobs import layout
-from jobs.errors import DamagedFileError, InputError, RedisUnavailableError, UnknownJobError
+from jobs.errors import DamagedFileError, InputError, JobVersionError, RedisUnavailableError, UnknownJobError
 from jobs.ledger import JobState, WorkerInfo
 from jobs.records import job_ids, read_job, read_manifest
 from jobs.recover import recover_job
@@ -56,7 +56,7 @@ def ended_status(connection: Connection, job: str) -> JobStatus | None:
 def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
     """All jobs of the store, newest first, and the ids of those of which nothing can be said.
 
-    These are live jobs where Redis cannot be reached, and jobs whose record is damaged.
+    These are live jobs where Redis cannot be reached, and jobs whose record is damaged or another version's.
     """
     found: dict[str, JobStatus] = {}
     untold: list[str] = []
@@ -75,7 +75,7 @@ def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:
             continue
         try:
             status = look_up(connection, job)
-        except (DamagedFileError, UnknownJobError):
+        except (DamagedFileError, JobVersionError, UnknownJobError):
             status = None
         if status is None:
             untold.append(job)
@@ -122,15 +122,30 @@ def the_live_job(connection: Connection) -> str:
 
 def _serves(worker: WorkerInfo, state: JobState) -> bool:
     """Whether ``worker`` may claim batches of the job: once begun, it stays with its weights."""
-    return worker.model == state.model and state.fingerprint in (None, worker.fingerprint)
+    return worker.model == state.model and state.fingerprint in (None, worker.fingerprint) and reads(worker, state)
+
+
+def reads(worker: WorkerInfo, state: JobState) -> bool:
+    """Whether ``worker`` is of a version that reads the job's files."""
+    return state.version in worker.reads
 
 
 def _reason(state: JobState, workers: list[WorkerInfo]) -> str | None:
     """Why the job stands still, as far as it does not say so itself."""
-    others = sorted({f"{w.fingerprint[:8]} ({w.dtype})" for w in workers if w.model == state.model})
+    workers = [worker for worker in workers if worker.model == state.model]
     waits = state.status is Status.IN_PROGRESS and not any(_serves(worker, state) for worker in workers)
-    if state.reason or not (waits and others and state.fingerprint):
+    if state.reason or not (waits and workers):
         return state.reason
+    readers = [worker for worker in workers if reads(worker, state)]
+    if not readers:
+        versions = ", ".join(sorted({worker.version for worker in workers}))
+        return (
+            f"its files are of version {state.version}, which the live workers of {state.model!r} "
+            f"(promptmill {versions}) do not read: start one of the release that submitted it, or a later one"
+        )
+    if state.fingerprint is None:
+        return None
+    others = sorted({f"{w.fingerprint[:8]} ({w.dtype})" for w in readers})
     return (
         f"begun with weights {state.fingerprint[:8]}; the live workers of {state.model!r} have {', '.join(others)}: "
         "start one with the model folder and dtype that began the job"

@@ -10,7 +10,7 @@ from typing import Protocol, TextIO
 
 from rich.console import Console
 
-from jobs.errors import UnavailableError
+from jobs.errors import LayoutError, UnavailableError
 from jobs.spec import JobStatus, Status
 from producer.connection import Connection
 from producer.display import LineDisplay, LiveDisplay
@@ -37,7 +37,8 @@ def statuses(connection: Connection, job: str, supervise: Callable[[], None] = l
     """The status of ``job`` every POLL_S seconds until it has ended or paused itself, upkeep done between.
 
     ``supervise`` is called each time. An outage of Redis is waited out, and for ``lease_s`` after it there is no
-    upkeep: workers could not extend their leases either, and are given the time to. Raises UnknownJobError.
+    upkeep: workers could not extend their leases either, and are given the time to. Raises UnknownJobError and
+    LayoutError.
     """
     next_upkeep = 0.0
     while True:
@@ -50,6 +51,8 @@ def statuses(connection: Connection, job: str, supervise: Callable[[], None] = l
             if time.monotonic() >= next_upkeep:
                 next_upkeep = time.monotonic() + connection.settings.sweep_s
                 tend(connection, job)
+        except LayoutError:
+            raise  # no outage: it does not pass
         except UnavailableError as error:
             sys.stderr.write(f"waiting: {error}\n")
             next_upkeep = time.monotonic() + connection.settings.lease_s

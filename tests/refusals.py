@@ -35,7 +35,7 @@ def assert_nothing_enqueued(mill: Mill) -> None:
         with mill.redis() as client:
             kept = {key.removeprefix(prefix(mill.store.id)) for key in client.keys(f"*{mill.store.id}*")}
         # What says which server this is, and no more.
-        assert kept <= {"epoch", "run_id"}
+        assert kept <= {"epoch", "layout", "run_id"}
 
 
 def _store_file(mill: Mill) -> str:

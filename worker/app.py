@@ -64,7 +64,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     if options.metrics_port is not None:
         serve_metrics(options.metrics_port)
     store = Store.open(settings.store, create=True)
-    ledger = Ledger.connect(settings.redis, store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s)
+    ledger = Ledger.connect(settings.redis, store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s, leads=True)
     _warn_of_other_stores(ledger, store)
     ledger.register_store(store.uri)
     # All that touches the model is done by one thread. OpenMP keeps a team of threads for each that ever did: with
@@ -75,7 +75,10 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     try:
         if options.metrics_port is not None:
             watch_engine(context)
-        return 0 if consume(context, options) else EXIT_ENGINE
+        asked = consume(context, options)
+        if context.outdated is not None:
+            raise context.outdated
+        return 0 if asked else EXIT_ENGINE
     finally:
         context.engine.close()
         ledger.unregister(context.registration.id)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 import typer
 
+from jobs import __version__
 from jobs.console import EPILOG_NEWLINES, json_out, run_app, setup_logging
+from jobs.errors import InputError
 from jobs.settings import Settings
 from jobs.spec import split_model
 
@@ -19,6 +22,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"promptmill-worker {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
 
 Model = Annotated[
     str,
@@ -56,6 +75,7 @@ def start(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch (default: its own choice).")] = None,
 ) -> None:
     """Serve a model until SIGTERM: the running batches get a grace period, then they are handed back."""
+    _require_extra()
     from worker.app import WorkerOptions, run_worker
 
     settings = Settings.load()
@@ -89,6 +109,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Load a model and generate one prompt: device, dtype, engine, attention, context, memory."""
+    _require_extra()
     from worker.app import WorkerOptions
     from worker.doctor import examine
 
@@ -104,6 +125,12 @@ def doctor(
         return
     for key, value in report.items():
         sys.stdout.write(f"{key:>16}  {value}\n")
+
+
+def _require_extra() -> None:
+    """The base install has this command too. Raises InputError where what it runs on is not there."""
+    if any(find_spec(package) is None for package in ("torch", "transformers", "safetensors")):
+        raise InputError("this install of promptmill has no engine: pip install 'promptmill[worker]'")
 
 
 def _set_threads(threads: int | None) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import threading
 import time
 
-from jobs.errors import UnavailableError
+from jobs.errors import LayoutError, UnavailableError
 from jobs.ledger import FINALIZE, Beat, LeaseState
 from jobs.reconcile import Reconciler
 from worker.context import WorkerContext
@@ -72,6 +73,7 @@ class Sweeper(threading.Thread):
 
     def __init__(self, context: WorkerContext, reconciler: Reconciler, stopped: threading.Event) -> None:
         super().__init__(name="sweep", daemon=True)
+        self._context = context
         self._settings = context.settings
         self._reconciler = reconciler
         self._stopped = stopped
@@ -85,17 +87,27 @@ class Sweeper(threading.Thread):
         while not self._stopped.is_set():
             if time.monotonic() >= self._not_before:
                 self._sweep()
-            self._stopped.wait(self._settings.sweep_s)
+            # Not in step with others: each has its turns, for a job may be of a version that only some of them read.
+            self._stopped.wait(self._settings.sweep_s * random.uniform(0.9, 1.1))
 
     def _sweep(self) -> None:
         try:
             self._reconciler.run_once()
+        except LayoutError as error:
+            self._give_way(error)
         except UnavailableError as error:
             self.hold_off()
             _log.warning("upkeep waits: %s", error)
         except Exception:
             if not self._stopped.is_set():
                 _log.exception("upkeep failed and goes on")
+
+    def _give_way(self, error: LayoutError) -> None:
+        """Drain and end: what is in hand can still be committed, for the store is the same."""
+        if self._context.outdated is None:
+            self._context.outdated = error
+            _log.critical("workers of a later release have taken over: draining")
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Heartbeat(threading.Thread):

@@ -1,6 +1,6 @@
 #!lua
 -- accept(job, created_at, deadline or '', errors as JSON, field, value, ...): 1 if the job is new here, 0 if it is known.
--- Writes job:J, job:J:errors (hashes), live and deadlines (zsets), vtime (hash) and, by settle, unpinned:M or due:M
+-- Writes job:J, job:J:errors (hashes), live and deadlines (zsets), vtime (hash) and, by settle, unpinned:V:M or due:V:M
 -- (zsets).
 local job, created_at, deadline = ARGV[2], ARGV[3], ARGV[4]
 if call('EXISTS', key('job', job)) == 1 then return 0 end

@@ -1,24 +1,34 @@
 #!lua
 -- claim(model, fingerprint, owner, token, lease_s): a Claim as JSON, or false.
--- A finalization of the model goes first, then a batch of the job with the lowest pass.
--- Reads and writes due:M, unpinned:M, pinned:F:M, leases (zsets), vtime and claimed (hashes), job:J (hash),
+-- A finalization of the model goes first, then a batch of the job with the lowest pass; of jobs of a version that the
+-- caller does not read neither.
+-- Reads and writes due:V:M, unpinned:V:M, pinned:V:F:M, leases (zsets), vtime and claimed (hashes), job:J (hash),
 -- job:J:returned (list), job:J:done (bitmap), job:J:leases, job:J:attempts and job:J:suspects (hashes).
 local model, fingerprint, owner, token, lease_s = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
-local unpinned, pinned, due = key('unpinned', model), key('pinned', fingerprint, model), key('due', model)
-
-local function more()
-  return call('EXISTS', unpinned, pinned, due) > 0
+-- Pools of jobs and, beside each, the one that a job is in once it is begun; where finalizations wait; all of these.
+local pools, begun, dues, places = {}, {}, {}, {}
+for _, version in ipairs(READS) do
+  local unpinned, pinned = pool(version, model), pool(version, model, fingerprint)
+  pools[#pools + 1], pools[#pools + 2], begun[unpinned], begun[pinned] = unpinned, pinned, pinned, pinned
+  dues[#dues + 1] = key('due', version, model)
+  for _, place in ipairs({ unpinned, pinned, dues[#dues] }) do places[#places + 1] = place end
 end
 
--- The member with the lower pass at the heads of the two pools.
+local function more()
+  return call('EXISTS', unpack(places)) > 0
+end
+
+-- The member with the lowest pass at the heads of the pools, its pass and its pool.
 local function head()
-  local a = call('ZRANGE', unpinned, 0, 0, 'WITHSCORES')
-  local b = call('ZRANGE', pinned, 0, 0, 'WITHSCORES')
-  if not a[1] then return b[1], b[2], pinned end
-  if not b[1] then return a[1], a[2], unpinned end
-  local x, y = tonumber(a[2]), tonumber(b[2])
-  if x < y or (x == y and a[1] < b[1]) then return a[1], a[2], unpinned end
-  return b[1], b[2], pinned
+  local member, pass, from, least
+  for _, place in ipairs(pools) do
+    local first = call('ZRANGE', place, 0, 0, 'WITHSCORES')
+    local score = tonumber(first[2])
+    if first[1] and (not least or score < least or (score == least and first[1] < member)) then
+      member, pass, from, least = first[1], first[2], place, score
+    end
+  end
+  return member, pass, from
 end
 
 -- A returned batch, else the next ahead of the cursor; the cursor by then; whether it had been returned. A batch ahead
@@ -41,12 +51,14 @@ local function next_batch(job, cursor, batches)
   return nil, batches, false
 end
 
-local waiting = call('ZRANGE', due, 0, 0)[1]
-if waiting then
-  local found = claim_due(waiting, model, owner, token, lease_s)
-  call('HSET', key('claimed'), model, num(now))
-  found.more = more()
-  return cjson.encode(found)
+for _, due in ipairs(dues) do
+  local waiting = call('ZRANGE', due, 0, 0)[1]
+  if waiting then
+    local found = claim_due(waiting, owner, token, lease_s)
+    call('HSET', key('claimed'), model, num(now))
+    found.more = more()
+    return cjson.encode(found)
+  end
 end
 
 local member, pass, from = head()
@@ -70,8 +82,8 @@ while member do
     call('HSET', key('claimed'), model, num(now))
     -- It is in progress, or it would not be in a pool.
     local waits = batches - done - call('HLEN', key('job_leases', job)) > 0
-    if from == unpinned or not waits then call('ZREM', from, member) end
-    if waits then call('ZADD', pinned, next_pass, member) end
+    if from ~= begun[from] or not waits then call('ZREM', from, member) end
+    if waits then call('ZADD', begun[from], next_pass, member) end
     found.more = waits or more()
     return cjson.encode(found)
   end

@@ -1,4 +1,4 @@
--- What the transitions share; the loader puts it, and the table TEMPLATES of keys.py, in front of each.
+-- What the transitions share; the loader puts it, and the tables TEMPLATES and READS of keys.py, in front of each.
 -- ARGV[1] is the prefix of the store's keys. Times are this server's clock, in seconds.
 --
 -- epoch         string  set once recover has run; its absence says that this Redis has forgotten everything
@@ -8,11 +8,11 @@
 -- deadlines     zset    job -> deadline
 -- vtime         hash    model -> virtual time: the pass of the job that was claimed last (names every live model)
 -- claimed       hash    model -> time of the last claim
--- unpinned:M    zset    member -> pass, of claimable jobs that no worker has begun
--- pinned:F:M    zset    member -> pass, of claimable jobs that belong to the workers of fingerprint F
--- due:M         zset    job -> since when, of jobs that wait for a finalizer
+-- unpinned:V:M  zset    member -> pass, of claimable jobs of version V that no worker has begun
+-- pinned:V:F:M  zset    member -> pass, of claimable jobs of version V that belong to the workers of fingerprint F
+-- due:V:M       zset    job -> since when, of jobs of version V that wait for a finalizer
 -- shown:M       string  JSON of what a worker of the model last showed while it had work (with a TTL)
--- job:J         hash    spec, status, counters, cursor, pass, fingerprint, rate marks
+-- job:J         hash    spec, version, status, counters, cursor, pass, fingerprint, rate marks
 -- job:J:returned list   batches given back, the next to claim first
 -- job:J:done    bitmap  batches whose part is in the store
 -- job:J:leases  hash    batch -> token|attempt|rows|tokens|owner
@@ -31,8 +31,8 @@ local call = redis.call
 local time = call('TIME')
 local now = time[1] + time[2] / 1000000
 
-local function key(name, a, b)
-  return ARGV[1] .. string.format(TEMPLATES[name], a, b)
+local function key(name, a, b, c)
+  return ARGV[1] .. string.format(TEMPLATES[name], a, b, c)
 end
 
 -- All digits of a number: Lua's own tostring keeps 14, too few for times and passes.
@@ -66,16 +66,21 @@ local function claimable(job)
   return batches - done - call('HLEN', key('job_leases', job))
 end
 
-local function pool(model, fingerprint)
-  if fingerprint then return key('pinned', fingerprint, model) end
-  return key('unpinned', model)
+local function pool(version, model, fingerprint)
+  if fingerprint then return key('pinned', version, fingerprint, model) end
+  return key('unpinned', version, model)
+end
+
+-- Where the job waits for a finalizer.
+local function due_of(job)
+  return key('due', get(job, 'version', 'model'))
 end
 
 -- Lists the job in its pool exactly while a batch of it can be claimed. A job that enters, or comes back,
 -- starts at the current virtual time: the time it was away is not credit.
 local function sync_pool(job)
-  local model, fingerprint, member, pass = get(job, 'model', 'fingerprint', 'member', 'pass')
-  local ready = pool(model, fingerprint)
+  local version, model, fingerprint, member, pass = get(job, 'version', 'model', 'fingerprint', 'member', 'pass')
+  local ready = pool(version, model, fingerprint)
   if claimable(job) <= 0 then
     call('ZREM', ready, member)
   elseif not call('ZSCORE', ready, member) then
@@ -88,7 +93,7 @@ end
 -- Brings the job's status and its places in pools and queues in line with its batches: to be called last by
 -- whatever changed them. Finalization is due when every batch is done, or a stopping job has no lease left.
 local function settle(job)
-  local status, model, batches, done = get(job, 'status', 'model', 'batches', 'done')
+  local status, batches, done = get(job, 'status', 'batches', 'done')
   if (status == 'in_progress' or status == 'paused') and done == batches then
     status = 'finalizing'
     set(job, 'status', status)
@@ -96,7 +101,7 @@ local function settle(job)
     call('ZREM', key('deadlines'), job)
   end
   if (status == 'finalizing' or status == 'cancelling') and call('HLEN', key('job_leases', job)) == 0 then
-    call('ZADD', key('due', model), 'NX', num(now), job)
+    call('ZADD', due_of(job), 'NX', num(now), job)
   end
   sync_pool(job)
 end
@@ -158,11 +163,11 @@ local function blame(job, batch, token, crashes)
 end
 
 -- Leases the finalization of a job that waits for one; the claim.
-local function claim_due(job, model, owner, token, lease_s)
+local function claim_due(job, owner, token, lease_s)
   local claim = { kind = 'finalize', job = job, batch = FINALIZE, token = token }
   remember(claim)
   claim.ending = get(job, 'ending') or 'completed'
-  call('ZREM', key('due', model), job)
+  call('ZREM', due_of(job), job)
   put_lease(job, FINALIZE, token, claim.attempt, 0, 0, owner, lease_s)
   return claim
 end
@@ -250,12 +255,12 @@ end
 
 -- Removes all of a job but its hash.
 local function clear(job)
-  local model, fingerprint, member = get(job, 'model', 'fingerprint', 'member')
+  local version, model, fingerprint, member = get(job, 'version', 'model', 'fingerprint', 'member')
   for _, batch in ipairs(call('HKEYS', key('job_leases', job))) do
     call('ZREM', key('leases'), job .. ':' .. batch)
   end
-  if member then call('ZREM', pool(model, fingerprint), member) end
-  if model then call('ZREM', key('due', model), job) end
+  if member then call('ZREM', pool(version, model, fingerprint), member) end
+  if model then call('ZREM', key('due', version, model), job) end
   call('ZREM', key('deadlines'), job)
   call('ZREM', key('live'), job)
   call('DEL', key('job_returned', job), key('job_done', job), key('job_leases', job), key('job_attempts', job),

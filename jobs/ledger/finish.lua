@@ -4,7 +4,7 @@
 -- the batch out of leases (zset), job:J:leases, job:J:attempts (hashes), job:J:returned (list); settle does the rest.
 local job, batch = ARGV[2], ARGV[3]
 local counts = cjson.decode(ARGV[4])
-local status, batches, model = get(job, 'status', 'batches', 'model')
+local status, batches = get(job, 'status', 'batches')
 if not status then return { -1 } end
 if tonumber(batch) < 0 or tonumber(batch) >= tonumber(batches) then return { -2 } end
 if not is_live(status) then return { 0, 0 } end
@@ -37,4 +37,4 @@ if totals then
   if leased and status == 'in_progress' and not paused and totals.done < tonumber(batches) then return { 1, 0 } end
   settle(job)
 end
-return { totals and 1 or 0, call('ZSCORE', key('due', model), job) and 1 or 0 }
+return { totals and 1 or 0, call('ZSCORE', due_of(job), job) and 1 or 0 }

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- heartbeat(lease_s, owner, job, batch, token, rows, tokens, ...): for each lease held, lost, cancelled or expired.
--- Reads epoch (string), job:J (hash), job:J:done (bitmap); writes leases and the pools and due:M (zsets),
+-- Reads epoch (string), job:J (hash), job:J:done (bitmap); writes leases and the pools and due:V:M (zsets),
 -- job:J:leases, job:J:attempts and job:J:suspects (hashes), job:J:returned (list).
 local lease_s, owner = tonumber(ARGV[2]), ARGV[3]
 
@@ -16,7 +16,7 @@ local function take_back(job, batch, token)
   local waits_again = claims and last == token
   if claims and not waits_again then return false end
   if batch == FINALIZE then
-    if call('ZREM', key('due', (get(job, 'model'))), job) == 0 then return false end
+    if call('ZREM', due_of(job), job) == 0 then return false end
   else
     -- A stopping job's waiting batches are its finalizer's, once there is one.
     if lease(job, FINALIZE) then return false end
@@ -30,7 +30,7 @@ local function take_back(job, batch, token)
       if call('GETBIT', key('job_done', job), batch) == 1 then return false end
       start(job)
     end
-    call('ZREM', key('due', (get(job, 'model'))), job)
+    call('ZREM', due_of(job), job)
   end
   if waits_again then
     put_attempts(job, batch, claims, math.max(expiries - 1, 0), token, failures)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from jobs.spec import JOB_VERSIONS
+
+#: Raised whenever keys, or what the scripts write into them, change so that programs of another version would misread
+#: them. Each layout has keys of its own, and the store brings its jobs into them: see Ledger.connect.
+LAYOUT = 1
+
 #: What follows the prefix of a store, by the name that code uses. ``{}`` is a job, a model and so on.
 TEMPLATES = {
     # One each.
@@ -17,9 +23,10 @@ TEMPLATES = {
     "workers": "workers",
     "worker": "worker:{}",
     # For each model.
-    "unpinned": "unpinned:{}",
-    "pinned": "pinned:{}:{}",
-    "due": "due:{}",
+    # By the version of the job's file too: a worker looks only where it can read.
+    "unpinned": "unpinned:{}:{}",
+    "pinned": "pinned:{}:{}:{}",
+    "due": "due:{}:{}",
     "shown": "shown:{}",
     # For each job.
     "job": "job:{}",
@@ -36,8 +43,13 @@ STORES = "promptmill:stores"
 
 
 def prefix(store_id: str) -> str:
-    """What every other key begins with: stores that share a Redis never meet."""
-    return f"promptmill:{store_id}:"
+    """What every other key begins with: stores that share a Redis never meet, nor do layouts."""
+    return f"promptmill:{store_id}:" if LAYOUT == 1 else f"promptmill:{store_id}:layout-{LAYOUT}:"
+
+
+def layout(store_id: str) -> str:
+    """The one key that all layouts share: a string, the newest layout that a worker of this store had."""
+    return f"promptmill:{store_id}:layout"
 
 
 def key(store_id: str, name: str, *parts: str) -> str:
@@ -46,6 +58,6 @@ def key(store_id: str, name: str, *parts: str) -> str:
 
 
 def lua_table() -> str:
-    """TEMPLATES as a Lua table of ``string.format`` patterns."""
+    """TEMPLATES as a Lua table of ``string.format`` patterns, and READS: the job versions that this program reads."""
     entries = (f"{name}='{template.replace('{}', '%s')}'" for name, template in TEMPLATES.items())
-    return "local TEMPLATES={" + ",".join(entries) + "}"
+    return "local TEMPLATES={" + ",".join(entries) + "}\nlocal READS={" + ",".join(map(str, JOB_VERSIONS)) + "}"

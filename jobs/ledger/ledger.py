@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import orjson
 import redis
 
-from jobs.errors import InputError, RedisFullError, UnknownJobError
+from jobs.errors import InputError, LayoutError, RedisFullError, UnknownJobError
 from jobs.ledger import connection, keys, replies
 from jobs.ledger.model import Beat, Claim, Finished, JobState, LeaseState, Release, Shown, Sweep, WorkerInfo
 from jobs.ledger.replies import text
@@ -54,11 +54,29 @@ class Ledger:
         self._scripts = connection.Scripts(redis, store_id)
 
     @classmethod
-    def connect(cls, url: str, store_id: str, *, lease_s: float = 60.0, sweep_s: float = 5.0) -> Ledger:
-        """The ledger at ``url``, which has answered a ping. Raises InputError for a URL that is none."""
+    def connect(
+        cls, url: str, store_id: str, *, lease_s: float = 60.0, sweep_s: float = 5.0, leads: bool = False
+    ) -> Ledger:
+        """The ledger at ``url``, which has answered. Raises InputError for a URL that is none, and LayoutError."""
         ledger = cls(connection.connect(url), store_id, lease_s=lease_s, sweep_s=sweep_s)
-        ledger._command("PING")
+        ledger.check_layout(leads=leads)
         return ledger
+
+    def check_layout(self, *, leads: bool = False) -> None:
+        """Raises LayoutError where programs of another release keep the state of this store's jobs in another layout.
+
+        A worker ``leads``: from an earlier layout it goes on to its own, which begins empty and learns the jobs from
+        the store. Workers of the earlier release find out here, and end; producers follow.
+        """
+        reply = self._command("GET", keys.layout(self.store_id))
+        found = keys.LAYOUT if reply is None else int(text(reply))
+        where = f"Redis at {connection.address(self._redis)} holds the state of this store's jobs as"
+        if found > keys.LAYOUT:
+            raise LayoutError(f"{where} a later release keeps it: upgrade promptmill here")
+        if leads and (reply is None or found < keys.LAYOUT):
+            self._command("SET", keys.layout(self.store_id), keys.LAYOUT)
+        elif found < keys.LAYOUT:
+            raise LayoutError(f"{where} an earlier release keeps it: upgrade the workers first")
 
     # -- Jobs: their beginning, their end, and what people do to them.
 
@@ -69,6 +87,7 @@ class Ledger:
     def _accept(self, job: JobFile, fingerprint: str | None) -> bool:
         spec = job.spec
         fields: dict[str, Any] = {
+            "version": job.version,
             "model": spec.model,
             "stage": job.stage,
             "priority": spec.priority,
@@ -302,10 +321,16 @@ class Ledger:
 
     def has_work(self, worker: WorkerInfo) -> bool:
         """Whether a claim of this worker would find anything now, however many jobs there are."""
-        pinned = self._key("pinned", worker.fingerprint, worker.model)
-        return bool(
-            self._command("EXISTS", self._key("unpinned", worker.model), pinned, self._key("due", worker.model))
-        )
+        places = [
+            key
+            for version in map(str, worker.reads)
+            for key in (
+                self._key("unpinned", version, worker.model),
+                self._key("pinned", version, worker.fingerprint, worker.model),
+                self._key("due", version, worker.model),
+            )
+        ]
+        return bool(self._command("EXISTS", *places))
 
     def queue_length(self, queue: str) -> int:
         """Permits that wait in a Celery queue; ``queue`` is the whole name of its Redis list."""
@@ -320,7 +345,8 @@ class Ledger:
         without live workers.
         """
         shown = orjson.dumps(worker.shown)
-        flat = [item for pair in {**asdict(worker), "shown": shown}.items() for item in pair]
+        fields = {**asdict(worker), "shown": shown, "reads": orjson.dumps(worker.reads)}
+        flat = [item for pair in fields.items() for item in pair]
         kept = shown if worked else ""
         self._scripts.run_twice("register", worker.id, WORKER_TTL_S, worker.model, kept, SHOWN_TTL_S, *flat)
 
@@ -366,7 +392,11 @@ class Ledger:
         return seconds + microseconds / 1_000_000
 
     def needs_recover(self) -> bool:
-        """Whether this Redis may have forgotten jobs: it was flushed, or restarted since ``recovered``."""
+        """Whether this Redis may have forgotten jobs: it was flushed, or restarted since ``recovered``.
+
+        Raises LayoutError.
+        """
+        self.check_layout()
         if not self._command("EXISTS", self._key("epoch")):
             return True
         recorded = self._command("GET", self._key("run_id"))
@@ -374,6 +404,7 @@ class Ledger:
 
     def recovered(self) -> None:
         """Notes that every job of the store is listed."""
+        self._command("SET", keys.layout(self.store_id), keys.LAYOUT, "NX")
         self._command("SET", self._key("run_id"), self._run_id())
         self._command("SET", self._key("epoch"), secrets.token_hex(8), "NX")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from jobs.spec import Retry, Status
+from jobs.spec import JOB_VERSION, JOB_VERSIONS, Retry, Status
 
 #: The two kinds of work that a claim hands out.
 BATCH = "batch"
@@ -134,6 +134,8 @@ class WorkerInfo:
     rows_per_s: float = 0.0
     tokens_per_s: float = 0.0
     shown: Shown = field(default_factory=Shown)
+    #: The versions of jobs that its program reads.
+    reads: tuple[int, ...] = field(default_factory=lambda: JOB_VERSIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +173,5 @@ class JobState:
     fingerprint: str | None = None
     #: Where the rows of a retry come from.
     retry: Retry | None = None
+    #: That of its files.
+    version: int = JOB_VERSION

@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
 -- reopen(job, counts as JSON, errors as JSON, batch, ...): these finished batches are to be done again, for their
 -- parts are gone or damaged; the counts are those of the parts that remain. 1, or 0 if the job is not finalizing.
--- Writes job:J, job:J:errors, job:J:attempts (hashes), job:J:done (bitmap), job:J:returned (list), due:M,
+-- Writes job:J, job:J:errors, job:J:attempts (hashes), job:J:done (bitmap), job:J:returned (list), due:V:M,
 -- deadlines and leases (zsets), job:J:leases (hash); settle does the rest.
 local job, counts = ARGV[2], cjson.decode(ARGV[3])
-local status, model, deadline = get(job, 'status', 'model', 'deadline')
+local status, deadline = get(job, 'status', 'deadline')
 if status ~= 'finalizing' then return 0 end
 drop_lease(job, FINALIZE)
-call('ZREM', key('due', model), job)
+call('ZREM', due_of(job), job)
 for i = 5, #ARGV do
   if call('SETBIT', key('job_done', job), ARGV[i], 0) == 1 then
     call('HINCRBY', key('job', job), 'done', -1)

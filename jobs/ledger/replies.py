@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from jobs.ledger.model import Claim, JobState, Shown, WorkerInfo
-from jobs.spec import Retry, Status
+from jobs.spec import JOB_VERSION, Retry, Status
 
 #: Seconds without a finished batch after which a job's rate is 0.
 RATE_IDLE_S = 120.0
@@ -74,6 +74,7 @@ def job_state(job: str, now: float, reply: list[Any]) -> JobState | None:
         errors=errors,
         fingerprint=fields.get("fingerprint"),
         retry=Retry.model_validate_json(fields["retry"]) if "retry" in fields else None,
+        version=int(fields.get("version", JOB_VERSION)),
         running_rows=sum(int(lease[2]) for lease in running),
         running_tokens=sum(int(lease[3]) for lease in running),
     )
@@ -109,7 +110,7 @@ def _worker_info(fields: dict[str, str]) -> WorkerInfo:
         revision=fields["revision"], slots=int(fields["slots"]), version=fields["version"],
         started_at=float(fields["started_at"]), in_hand=int(fields["in_hand"]),
         rows_per_s=float(fields["rows_per_s"]), tokens_per_s=float(fields["tokens_per_s"]),
-        shown=shown(fields.get("shown")),
+        shown=shown(fields.get("shown")), reads=tuple(orjson.loads(fields["reads"])),
     )  # fmt: skip
 
 

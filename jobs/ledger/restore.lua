@@ -2,11 +2,12 @@
 -- restore(job, fingerprint or '', batch, counts as JSON, ...): marks batches whose parts are in the store, and
 -- pins a job that has no fingerprint; knows no rate. Touches what finish does. 1, or false if the job is unknown.
 local job, fingerprint = ARGV[2], ARGV[3]
-local status, batches, model, pinned, member = get(job, 'status', 'batches', 'model', 'fingerprint', 'member')
+local status, batches, version, model, pinned, member =
+  get(job, 'status', 'batches', 'version', 'model', 'fingerprint', 'member')
 if not status then return false end
 if not is_live(status) then return 1 end
 if fingerprint ~= '' and not pinned then
-  call('ZREM', pool(model), member)
+  call('ZREM', pool(version, model), member)
   set(job, 'fingerprint', fingerprint)
   sync_pool(job)
 end

@@ -31,11 +31,12 @@ def workers_command(place: PlaceFlags, as_json: JsonFlag = False) -> None:
     if not found:
         say("no live workers; `promptmill-worker start --model NAME=PATH_OR_ID` starts one")
         return
-    columns = ("worker", "model", "device", "dtype", "context", "in hand", "slots", "rows/s", "tokens/s")
+    columns = ("worker", "version", "model", "device", "dtype", "context", "in hand", "slots", "rows/s", "tokens/s")
     table = Table(*columns, box=None, pad_edge=False)
     for worker in found:
         table.add_row(
             worker.id,
+            worker.version,
             worker.model,
             worker.device,
             worker.dtype,

@@ -161,10 +161,19 @@ def _tell(connection: Connection, submitted: Submitted) -> None:
     job = submitted.job
     if submitted.ended:
         say(f"This work has already ended: {connection.store.locate(results_prefix(job.id))}; --again runs it anew.")
-    elif submitted.existed:
+        return
+    if submitted.existed:
         say(f"This work was submitted before and goes on; `promptmill watch {job.id}` shows it.")
-    elif not any(worker.model == job.spec.model for worker in connection.ledger.workers()):
+        return
+    serving = [worker for worker in connection.ledger.workers() if worker.model == job.spec.model]
+    if not serving:
         say(
             f"warning: no live worker serves {job.spec.model!r}; the job waits for "
             f"`promptmill-worker start --model {job.spec.model}=PATH_OR_ID`"
+        )
+    elif not any(job.version in worker.reads for worker in serving):
+        releases = ", ".join(sorted({worker.version for worker in serving}))
+        say(
+            f"warning: the live workers of {job.spec.model!r} (promptmill {releases}) do not read jobs of this "
+            "version; the job waits until one is upgraded"
         )

@@ -62,9 +62,9 @@ def ledger(redis_server: RedisServer) -> Iterator[Ledger]:
 
 
 def keys_that_stay(client: redis.Redis, ledger: Ledger) -> list[str]:
-    """Keys of the store that will never expire, but for the two of a store at rest; none while a job is live."""
+    """Keys of the store that will never expire, but for the three of a store at rest; none while a job is live."""
     if client.exists(keys.key(ledger.store_id, "live")):
         return []
-    at_rest = {keys.key(ledger.store_id, "epoch"), keys.key(ledger.store_id, "run_id")}
+    at_rest = {keys.key(ledger.store_id, "epoch"), keys.key(ledger.store_id, "run_id"), keys.layout(ledger.store_id)}
     found = {str(name) for name in client.keys(keys.prefix(ledger.store_id) + "*")} - at_rest
     return sorted(name for name in found if client.ttl(name) == -1)

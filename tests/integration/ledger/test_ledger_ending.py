@@ -215,4 +215,5 @@ class TestEnding:
 
         assert ledger.jobs() == []
         left = set(redis_server.client.keys(keys.prefix(ledger.store_id) + "*"))
-        assert left == {keys.key(ledger.store_id, "epoch"), keys.key(ledger.store_id, "run_id")}
+        at_rest = {keys.key(ledger.store_id, "epoch"), keys.key(ledger.store_id, "run_id")}
+        assert left == {*at_rest, keys.layout(ledger.store_id)}

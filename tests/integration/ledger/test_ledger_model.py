@@ -355,7 +355,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def pools_list_the_claimable_jobs_at_their_passes(self) -> None:
         for fingerprint in (None, *FINGERPRINTS):
-            pool = ("pinned", fingerprint, "tiny") if fingerprint else ("unpinned", "tiny")
+            pool = ("pinned", "2", fingerprint, "tiny") if fingerprint else ("unpinned", "2", "tiny")
             of_pool = {name for name, job in self.jobs.items() if job.claimable and job.fingerprint == fingerprint}
             assert self.members(*pool) == of_pool
             for member, score in self.client.zrange(self.key(*pool), 0, -1, withscores=True):
@@ -363,7 +363,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def lists_name_the_jobs_that_belong_there(self) -> None:
-        assert self.members("due", "tiny") == {name for name, job in self.jobs.items() if job.due}
+        assert self.members("due", "2", "tiny") == {name for name, job in self.jobs.items() if job.due}
         assert self.members("deadlines") == {name for name, job in self.jobs.items() if self.fires(job)}
         assert self.members("live") == {name for name, job in self.jobs.items() if job.live}
         for fingerprint in FINGERPRINTS:

@@ -27,9 +27,9 @@ SCRIPTS = sorted(Path(jobs.ledger.__file__).parent.glob("*.lua"))
         ("sweeping", (), "promptmill:s1:sweeping"),
         ("workers", (), "promptmill:s1:workers"),
         ("worker", ("w1",), "promptmill:s1:worker:w1"),
-        ("unpinned", ("gpt2",), "promptmill:s1:unpinned:gpt2"),
-        ("pinned", ("f00d", "gpt2"), "promptmill:s1:pinned:f00d:gpt2"),
-        ("due", ("gpt2",), "promptmill:s1:due:gpt2"),
+        ("unpinned", ("2", "gpt2"), "promptmill:s1:unpinned:2:gpt2"),
+        ("pinned", ("2", "f00d", "gpt2"), "promptmill:s1:pinned:2:f00d:gpt2"),
+        ("due", ("2", "gpt2"), "promptmill:s1:due:2:gpt2"),
         ("shown", ("gpt2",), "promptmill:s1:shown:gpt2"),
         ("job", ("j",), "promptmill:s1:job:j"),
         ("job_returned", ("j",), "promptmill:s1:job:j:returned"),
@@ -53,10 +53,18 @@ def test_the_stores_share_one_key() -> None:
     assert keys.STORES == "promptmill:stores"
 
 
+def test_layouts_share_one_key_of_a_store_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (keys.LAYOUT, keys.layout("s1")) == (1, "promptmill:s1:layout")
+    monkeypatch.setattr(keys, "LAYOUT", 2)
+    assert keys.layout("s1") == "promptmill:s1:layout"
+    assert keys.key("s1", "epoch") == "promptmill:s1:layout-2:epoch"
+
+
 def test_lua_gets_the_same_names() -> None:
     table = keys.lua_table()
     assert table.startswith("local TEMPLATES={epoch='epoch',")
-    assert "pinned='pinned:%s:%s'" in table
+    assert "pinned='pinned:%s:%s:%s'" in table
+    assert table.endswith("local READS={2}")
     assert table.count("='") == len(keys.TEMPLATES)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from jobs.errors import InputError
+from jobs.errors import InputError, JobVersionError
 from jobs.spec import (
     MAX_SEED,
     CarriedCounts,
@@ -162,15 +162,30 @@ def test_the_record_of_a_retry_tells_its_line() -> None:
     assert job.batch_cost == 50.0, "only batches that will be claimed are charged"
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, None, "2"])
-def test_a_job_file_of_another_version_is_refused_for_its_version(version: object) -> None:
+@pytest.mark.parametrize(
+    ("version", "mend"), [(1, "use the release that submitted it"), (3, "upgrade promptmill here")]
+)
+def test_a_job_file_of_another_version_is_left_to_programs_of_that_version(version: int, mend: str) -> None:
     record = orjson.loads(job_file().to_bytes())
-    later = orjson.dumps({**record, "version": version, "a_later_field": 1})
-    with pytest.raises(ValueError, match=f"job file version {version}, this program reads 2"):
-        JobFile.from_bytes(later)
+    other = orjson.dumps({**record, "version": version, "a_later_field": 1})
+    said = f"job {record['id']} is of version {version}, this program reads 2: {mend}"
+    with pytest.raises(JobVersionError, match=f"^{said}$"):
+        JobFile.from_bytes(other)
 
 
-@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"\xff", b'{"version": 2}'])
+def test_a_field_that_came_later_is_no_damage() -> None:
+    record = orjson.loads(job_file().to_bytes())
+    record["spec"]["sampling"]["beams"] = 4
+    with pytest.raises(JobVersionError, match=r"has spec\.sampling\.beams, which this program does not know: upgrade"):
+        JobFile.from_bytes(orjson.dumps(record))
+    record["rows"] = "many"
+    with pytest.raises(ValidationError):
+        JobFile.from_bytes(orjson.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b"{}", b"\xff", b'{"version": 2}', b'{"version": "2"}', b'{"version": true}']
+)
 def test_anything_else_is_no_job_file(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         JobFile.from_bytes(content)

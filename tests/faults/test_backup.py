@@ -1,0 +1,132 @@
+"""A store that was copied while a job ran is a backup, and a store can move: as docs/operations.md tells people."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from jobs.store import Store
+from ops.faults.checker import Expected, check_job
+from tests.faults.fault_work import assert_whole, submit
+from tests.mill import Mill, Server
+
+pytestmark = pytest.mark.faults
+
+#: The order matters: a job whose record is in the copy had all of its input by then, a dataset with _SUCCESS its files.
+IN_ORDER = ("_promptmill.json", "jobs", "data", "results")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[tuple[Mill, Server]]:
+    """A mill whose server can be lost."""
+    server = Server(tmp_path / "redis").start()
+    mill = Mill(tmp_path, server.url)
+    yield mill, server
+    mill.close()
+    server.close()
+
+
+def back_up(store: Path, backup: Path) -> None:
+    backup.mkdir()
+    for name in IN_ORDER:
+        if (store / name).exists():
+            subprocess.run(["cp", "-a", store / name, backup], check=True)
+
+
+def test_a_copy_of_a_store_made_while_a_job_ran_is_all_that_has_to_be_kept(
+    own: tuple[Mill, Server], tiny: Path, tmp_path: Path
+) -> None:
+    mill, server = own
+    assert mill.call(
+        "submit", mill.prompts("early", 20), "--model", "tiny", "--max-tokens", "4", "--job-id", "early"
+    ).ok()
+    (worker,) = mill.workers("tiny", tiny, 1)
+    mill.wait_for("early", "completed")
+    job = submit(mill, "restored")
+    mill.wait_for_rows(job, 60)
+    back_up(mill.store_path, tmp_path / "backup")
+    mill.wait_for_rows(job, 160)
+    later = submit(mill, "later", 20)
+    store_id = mill.store.id
+
+    worker.close()
+    server.close()
+    shutil.rmtree(server.folder)
+    shutil.rmtree(mill.store_path)
+    (tmp_path / "backup").rename(mill.store_path)
+    server.start()
+    assert mill.store.id == store_id
+    recovered = mill.call("recover", "--json").ok().json
+    assert recovered["restored"] == [job]
+    assert mill.status(job)["rows"]["completed"] >= 60, "what was done by the backup is not done again"
+    assert mill.status("early")["status"] == "completed"
+    assert mill.call("status", later).code == 2, "what came after the backup is lost"
+    mill.workers("tiny", tiny, 1)
+    assert_whole(mill, job)
+    assert_whole(mill, "early", 20)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The URI of an empty place on an S3 server, of which commands and workers have the address and the keys."""
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="moved")
+    yield f"s3://moved/{tmp_path.name}"
+    moto.stop()
+
+
+def upload(folder: Path, uri: str) -> None:
+    """As ``aws s3 cp --recursive`` and its like do."""
+    name, _, prefix = uri.removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT"])
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            client.upload_file(str(path), name, f"{prefix}/{path.relative_to(folder)}")
+
+
+def test_a_store_moves_to_s3_in_the_middle_of_a_job(
+    own: tuple[Mill, Server], tiny: Path, tmp_path: Path, bucket: str
+) -> None:
+    mill, server = own
+    (worker,) = mill.workers("tiny", tiny, 1)
+    job = submit(mill, "moving", 200)
+    mill.wait_for_rows(job, 60)
+    mill.call("pause", job).ok()
+    worker.close()
+    store_id = mill.store.id
+    upload(mill.store_path, bucket)
+    mill.store_path.rename(tmp_path / "old")
+
+    moved = Mill(tmp_path / "moved", server.url, bucket)
+    moved.folder.mkdir()
+    try:
+        assert Store.open(bucket).id == store_id
+        assert moved.status(job)["status"] == "paused", "Redis goes on as it was: the store is the same one"
+        moved.workers("tiny", tiny, 1)
+        moved.call("resume", job).ok()
+        done = moved.wait_for(job, "completed")
+        assert done["results"] == f"{bucket}/results/job_id={job}"
+        exported = moved.call("results", job, "--to", "all.jsonl").ok()
+        assert "200 rows" in exported.err
+        copy = tmp_path / "copy"
+        for item in moved.store.list("results"):
+            (copy / item.path).parent.mkdir(parents=True, exist_ok=True)
+            (copy / item.path).write_bytes(moved.store.get(item.path))
+        assert check_job(copy, Expected(job, 200)) == []
+    finally:
+        moved.close()
