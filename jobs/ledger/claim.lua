@@ -1,8 +1,8 @@
 #!lua
 -- claim(model, fingerprint, owner, token, lease_s): a Claim as JSON, or false.
 -- A finalization of the model goes first, then a batch of the job with the lowest pass.
--- Reads and writes due:M, unpinned:M, pinned:F:M, leases (zsets), vtime and claimed (hashes), job:J (hash),
--- job:J:returned (list), job:J:done (bitmap), job:J:leases, job:J:attempts and job:J:suspects (hashes).
+-- Reads and writes due:M, unpinned:M, pinned:F:M, leases (zsets), models, claimed, vtime:M and seen:M (hashes), job:J
+-- (hash), job:J:returned (list), job:J:done (bitmap), job:J:leases, job:J:attempts and job:J:suspects (hashes).
 local model, fingerprint, owner, token, lease_s = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local unpinned, pinned, due = key('unpinned', model), key('pinned', fingerprint, model), key('due', model)
 
@@ -10,15 +10,22 @@ local function more()
   return call('EXISTS', unpinned, pinned, due) > 0
 end
 
--- The member with the lower pass at the heads of the two pools.
+-- Jobs that nobody has begun, and that these workers see for the first time, enter at their current virtual time. Only
+-- their own claims move that time, so it is the time at which those jobs were accepted.
+local function see_new()
+  local entered, seen = call('HGET', key('models'), model), call('HGET', key('seen', model), fingerprint)
+  if seen and seen == entered then return end
+  -- A job that was accepted by an earlier version is not named there.
+  if not entered then call('HSETNX', key('models'), model, 0) end
+  local at = num(vtime(model, fingerprint))
+  for _, member in ipairs(call('ZRANGEBYSCORE', unpinned, '(' .. (seen or '-1'), '+inf')) do
+    call('ZADD', pinned, 'NX', at, member)
+  end
+  call('HSET', key('seen', model), fingerprint, entered or 0)
+end
+
 local function head()
-  local a = call('ZRANGE', unpinned, 0, 0, 'WITHSCORES')
-  local b = call('ZRANGE', pinned, 0, 0, 'WITHSCORES')
-  if not a[1] then return b[1], b[2], pinned end
-  if not b[1] then return a[1], a[2], unpinned end
-  local x, y = tonumber(a[2]), tonumber(b[2])
-  if x < y or (x == y and a[1] < b[1]) then return a[1], a[2], unpinned end
-  return b[1], b[2], pinned
+  return unpack(call('ZRANGE', pinned, 0, 0, 'WITHSCORES'))
 end
 
 -- A returned batch, else the next ahead of the cursor; the cursor by then; whether it had been returned. A batch ahead
@@ -49,11 +56,13 @@ if waiting then
   return cjson.encode(found)
 end
 
-local member, pass, from = head()
+if call('EXISTS', unpinned, pinned) == 0 then return false end
+see_new()
+local member, pass = head()
 while member do
   local job = string.match(member, ':(.*)$')
-  local cursor, batches, done, cost, priority, started =
-    get(job, 'cursor', 'batches', 'done', 'cost', 'priority', 'started_at')
+  local cursor, batches, done, cost, priority, started, owned =
+    get(job, 'cursor', 'batches', 'done', 'cost', 'priority', 'started_at', 'fingerprint')
   local batch, ahead, returned = next_batch(job, tonumber(cursor), tonumber(batches))
   if batch then
     local found = { kind = 'batch', job = job, batch = batch, token = token, attempt = 1 }
@@ -66,17 +75,17 @@ while member do
     if not started then start(job) end
     local next_pass = num(pass + cost / 2 ^ priority)
     set(job, 'cursor', ahead, 'fingerprint', fingerprint, 'pass', next_pass)
-    call('HSET', key('vtime'), model, pass)
+    call('HSET', key('vtime', model), fingerprint, pass)
     call('HSET', key('claimed'), model, num(now))
     -- It is in progress, or it would not be in a pool.
     local waits = batches - done - call('HLEN', key('job_leases', job)) > 0
-    if from == unpinned or not waits then call('ZREM', from, member) end
+    if not owned or not waits then leave_pools(model, owned, member) end
     if waits then call('ZADD', pinned, next_pass, member) end
     found.more = waits or more()
     return cjson.encode(found)
   end
   set(job, 'cursor', ahead)
-  call('ZREM', from, member)
-  member, pass, from = head()
+  leave_pools(model, owned, member)
+  member, pass = head()
 end
 return false

@@ -6,10 +6,13 @@
 -- ended         zset    job -> ended_at, of jobs whose summary remains
 -- leases        zset    job:batch -> expiry; batch -1 is the job's finalization
 -- deadlines     zset    job -> deadline
--- vtime         hash    model -> virtual time: the pass of the job that was claimed last (names every live model)
+-- models        hash    model -> how many jobs have entered unpinned:M so far (names every live model)
 -- claimed       hash    model -> time of the last claim
--- unpinned:M    zset    member -> pass, of claimable jobs that no worker has begun
--- pinned:F:M    zset    member -> pass, of claimable jobs that belong to the workers of fingerprint F
+-- unpinned:M    zset    member -> which of those that entered it is, of claimable jobs that no worker has begun
+-- pinned:F:M    zset    member -> pass, of claimable jobs that belong to the workers of fingerprint F, and of those of
+--                       unpinned:M that they have seen: a job has a pass of its own with each of them until it is begun
+-- vtime:M       hash    fingerprint -> virtual time of its workers: the pass of the job that they claimed last
+-- seen:M        hash    fingerprint -> model's count in models when its workers last looked into unpinned:M
 -- due:M         zset    job -> since when, of jobs that wait for a finalizer
 -- shown:M       string  JSON of what a worker of the model last showed while it had work (with a TTL)
 -- job:J         hash    spec, status, counters, cursor, pass, fingerprint, rate marks
@@ -66,22 +69,38 @@ local function claimable(job)
   return batches - done - call('HLEN', key('job_leases', job))
 end
 
-local function pool(model, fingerprint)
-  if fingerprint then return key('pinned', fingerprint, model) end
-  return key('unpinned', model)
+-- Workers of each fingerprint share a time of their own: those of another may be a hundred times as fast.
+-- Before their first claim it is the lowest pass that they have.
+local function vtime(model, fingerprint)
+  local at = call('HGET', key('vtime', model), fingerprint)
+  return tonumber(at or call('ZRANGE', key('pinned', fingerprint, model), 0, 0, 'WITHSCORES')[2] or '0')
+end
+
+-- Takes a job out of all pools in which it can be.
+local function leave_pools(model, fingerprint, member)
+  if fingerprint then
+    call('ZREM', key('pinned', fingerprint, model), member)
+  elseif call('ZREM', key('unpinned', model), member) == 1 then
+    for _, seer in ipairs(call('HKEYS', key('seen', model))) do
+      call('ZREM', key('pinned', seer, model), member)
+    end
+  end
 end
 
 -- Lists the job in its pool exactly while a batch of it can be claimed. A job that enters, or comes back,
 -- starts at the current virtual time: the time it was away is not credit.
 local function sync_pool(job)
   local model, fingerprint, member, pass = get(job, 'model', 'fingerprint', 'member', 'pass')
-  local ready = pool(model, fingerprint)
   if claimable(job) <= 0 then
-    call('ZREM', ready, member)
-  elseif not call('ZSCORE', ready, member) then
-    pass = num(math.max(tonumber(pass), tonumber(call('HGET', key('vtime'), model) or '0')))
+    leave_pools(model, fingerprint, member)
+  elseif not fingerprint then
+    if not call('ZSCORE', key('unpinned', model), member) then
+      call('ZADD', key('unpinned', model), call('HINCRBY', key('models'), model, 1), member)
+    end
+  elseif not call('ZSCORE', key('pinned', fingerprint, model), member) then
+    pass = num(math.max(tonumber(pass), vtime(model, fingerprint)))
     set(job, 'pass', pass)
-    call('ZADD', ready, pass, member)
+    call('ZADD', key('pinned', fingerprint, model), pass, member)
   end
 end
 
@@ -254,14 +273,16 @@ local function clear(job)
   for _, batch in ipairs(call('HKEYS', key('job_leases', job))) do
     call('ZREM', key('leases'), job .. ':' .. batch)
   end
-  if member then call('ZREM', pool(model, fingerprint), member) end
+  if member then leave_pools(model, fingerprint, member) end
   if model then call('ZREM', key('due', model), job) end
   call('ZREM', key('deadlines'), job)
   call('ZREM', key('live'), job)
   call('DEL', key('job_returned', job), key('job_done', job), key('job_leases', job), key('job_attempts', job),
     key('job_errors', job), key('job_suspects', job))
   -- With no job left there is no time to share, and an idle Redis holds nothing that does not expire.
-  if call('EXISTS', key('live')) == 0 then call('DEL', key('vtime'), key('claimed')) end
+  if call('EXISTS', key('live')) == 1 then return end
+  for _, name in ipairs(call('HKEYS', key('models'))) do call('DEL', key('vtime', name), key('seen', name)) end
+  call('DEL', key('models'), key('claimed'))
 end
 
 -- Leaves a summary of a live job that ended.

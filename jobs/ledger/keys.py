@@ -11,14 +11,17 @@ TEMPLATES = {
     "ended": "ended",
     "leases": "leases",
     "deadlines": "deadlines",
-    "vtime": "vtime",
+    "models": "models",
     "claimed": "claimed",
     "sweeping": "sweeping",
+    "recovering": "recovering",
     "workers": "workers",
     "worker": "worker:{}",
     # For each model.
     "unpinned": "unpinned:{}",
     "pinned": "pinned:{}:{}",
+    "vtime": "vtime:{}",
+    "seen": "seen:{}",
     "due": "due:{}",
     "shown": "shown:{}",
     # For each job.

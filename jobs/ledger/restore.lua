@@ -6,7 +6,7 @@ local status, batches, model, pinned, member = get(job, 'status', 'batches', 'mo
 if not status then return false end
 if not is_live(status) then return 1 end
 if fingerprint ~= '' and not pinned then
-  call('ZREM', pool(model), member)
+  leave_pools(model, nil, member)
   set(job, 'fingerprint', fingerprint)
   sync_pool(job)
 end

@@ -41,6 +41,8 @@ class Job:
     deadline: bool = False
     status: str = "in_progress"
     fingerprint: str | None = None
+    #: The fingerprints whose workers have seen it among the jobs that nobody has begun.
+    seen: set[str] = field(default_factory=set)
     done: dict[int, int] = field(default_factory=dict)
     leases: dict[int, str] = field(default_factory=dict)
     lapsed: dict[int, str] = field(default_factory=dict)
@@ -116,10 +118,18 @@ class LedgerMachine(RuleBasedStateMachine):
         expected = self.has_work(fingerprint)
         claim = self.ledger.claim(worker(fingerprint=fingerprint))
         assert (claim is not None) == expected
+        if not any(job.due for job in self.jobs.values()):
+            self.look(fingerprint)
         if claim is None:
             return
         self.take(claim, fingerprint)
         assert claim.more == self.has_work(fingerprint)
+
+    def look(self, fingerprint: str) -> None:
+        """A claim of a batch sees the jobs that nobody has begun; one that leaves and comes back is new again."""
+        for job in self.jobs.values():
+            if job.claimable and not job.fingerprint:
+                job.seen.add(fingerprint)
 
     def has_work(self, fingerprint: str) -> bool:
         mine = (None, fingerprint)
@@ -250,6 +260,8 @@ class LedgerMachine(RuleBasedStateMachine):
         job = self.jobs.get(name)
         if job is not None and job.status in ("in_progress", "paused"):
             job.status = getattr(self.ledger, verb)(name)
+            if verb == "pause":
+                job.seen.clear()
         else:
             with pytest.raises(InputError):
                 getattr(self.ledger, verb)(name)
@@ -354,12 +366,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def pools_list_the_claimable_jobs_at_their_passes(self) -> None:
-        for fingerprint in (None, *FINGERPRINTS):
-            pool = ("pinned", fingerprint, "tiny") if fingerprint else ("unpinned", "tiny")
-            of_pool = {name for name, job in self.jobs.items() if job.claimable and job.fingerprint == fingerprint}
-            assert self.members(*pool) == of_pool
+        claimable = {name: job for name, job in self.jobs.items() if job.claimable}
+        assert self.members("unpinned", "tiny") == {name for name, job in claimable.items() if not job.fingerprint}
+        for fingerprint in FINGERPRINTS:
+            pool = ("pinned", fingerprint, "tiny")
+            own = {name for name, job in claimable.items() if job.fingerprint == fingerprint}
+            seen = {name for name, job in claimable.items() if not job.fingerprint and fingerprint in job.seen}
+            assert self.members(*pool) == own | seen
             for member, score in self.client.zrange(self.key(*pool), 0, -1, withscores=True):
-                assert float(self.client.hget(self.key("job", member.split(":")[1]), "pass")) == score
+                if (name := member.split(":")[1]) in own:
+                    assert float(self.client.hget(self.key("job", name), "pass")) == score
 
     @invariant()
     def lists_name_the_jobs_that_belong_there(self) -> None:
