@@ -36,6 +36,9 @@ SWEEP_LIMIT = 1_000
 CHUNK = 500
 #: Live jobs that one look for claimable batches takes in: the first few most often have enough.
 LOOK = 100
+#: Seconds for which one process's recover keeps those of others out. A larger store takes longer: then a second joins
+#: it, which merges and does no harm.
+RECOVER_LOCK_S = 60
 #: Of ``sweep_s``, how long one sweeper keeps the others out: less than 1, or rounds would be missed.
 SWEEP_LOCK_RATIO = 0.8
 
@@ -331,14 +334,10 @@ class Ledger:
 
     def workers(self) -> list[WorkerInfo]:
         """Workers that gave a sign of life within 30 s, by id."""
-        found = []
-        for worker_id in sorted(text(item) for item in self._command("SMEMBERS", self._key("workers"))):
-            fields = self._hash(self._key("worker", worker_id))
-            if not fields:
-                self._command("SREM", self._key("workers"), worker_id)
-            elif info := replies.worker_info(fields):
-                found.append(info)
-        return found
+        names = sorted(text(item) for item in self._command("SMEMBERS", self._key("workers")))
+        # One by one they would be a thousand questions of a large fleet.
+        hashes = (fields for chunk in _chunks(iter(names)) for fields in self._scripts.run_twice("workers", *chunk))
+        return [info for fields in hashes if (info := replies.worker_info(replies.mapping(fields)))]
 
     def shown(self, model: str) -> Shown | None:
         """What the worker of ``model`` showed that was the last to have work; None if none had in seven days."""
@@ -372,10 +371,19 @@ class Ledger:
         recorded = self._command("GET", self._key("run_id"))
         return recorded is None or text(recorded) != self._run_id()
 
+    def begin_recover(self, owner: str) -> bool:
+        """Whether ``owner`` is to recover: one does for a whole fleet, and another once RECOVER_LOCK_S are over."""
+        lock = self._key("recovering")
+        if self._command("SET", lock, owner, "NX", "EX", RECOVER_LOCK_S):
+            return True
+        holder = self._command("GET", lock)
+        return holder is not None and text(holder) == owner
+
     def recovered(self) -> None:
         """Notes that every job of the store is listed."""
         self._command("SET", self._key("run_id"), self._run_id())
         self._command("SET", self._key("epoch"), secrets.token_hex(8), "NX")
+        self._command("DEL", self._key("recovering"))
 
     def _run_id(self) -> str:
         return text(self._command("INFO", "server")["run_id"])
