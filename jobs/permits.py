@@ -21,6 +21,10 @@ from jobs.errors import InputError, RedisUnavailableError
 #: The only task that a worker accepts.
 PERMIT_TASK = "promptmill.permit"
 
+#: Permits sent at once, at most, and by a claim that finds more work and no permit that waits. A queue that was empty
+#: grows by doubling from there, so thousands of idle slots need no sender that sends a permit to each of them.
+MAX_AT_ONCE, SUCCESSORS = 64, 2
+
 #: Seconds. None as socket_timeout would let a publish hang for ever on a half-open connection.
 _TRANSPORT_OPTIONS = {
     "socket_timeout": 30,
@@ -144,10 +148,10 @@ class Permits:
         self._store_id = store_id
 
     def send(self, model: str, count: int = 1) -> None:
-        """Put ``count`` permits on the model's queue. Raises RedisUnavailableError."""
+        """Put ``count`` permits on the model's queue, MAX_AT_ONCE at most. Raises RedisUnavailableError."""
         try:
             with self._app.producer_or_acquire() as producer:
-                for _ in range(count):
+                for _ in range(min(count, MAX_AT_ONCE)):
                     self._app.send_task(
                         PERMIT_TASK,
                         queue=_queue(model),

@@ -40,8 +40,9 @@ class Reconciler:
     _next_cleanup: float = field(default_factory=lambda: time.monotonic() + CLEANUP_INTERVAL_S)
 
     def run_once(self) -> Sweep | None:
-        """One round; None if another process is sweeping. Raises UnavailableError."""
-        recover_if_needed(self.store, self.ledger)
+        """One round; None if another process is sweeping, or recovering. Raises UnavailableError."""
+        if not self._recover():
+            return None
         sweep = self.ledger.sweep(self.owner)
         if sweep is None:
             return None
@@ -54,6 +55,14 @@ class Reconciler:
         self._clean_up()
         self._restart_chains(sweep)
         return sweep
+
+    def _recover(self) -> bool:
+        """False while another process recovers: a fleet that did so at once would list the store a thousand times."""
+        if self.ledger.needs_recover():
+            if not self.ledger.begin_recover(self.owner):
+                return False
+            recover_if_needed(self.store, self.ledger)
+        return True
 
     def _restart_chains(self, sweep: Sweep) -> None:
         for model, missing in sweep.permits.items():

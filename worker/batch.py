@@ -21,6 +21,7 @@ from jobs.ending import end_job
 from jobs.errors import DamagedFileError, LeaseLostError, StoreUnavailableError, UnavailableError, UnknownJobError
 from jobs.ledger import FINALIZE, Claim, LeaseState, Release
 from jobs.parts import Part, commit_part, find_part
+from jobs.permits import SUCCESSORS
 from jobs.records import pin, read_job
 from jobs.recover import recover_job
 from jobs.results import PartCounts
@@ -73,7 +74,7 @@ def run_claim(worker: WorkerContext) -> bool:
         done = False
         with _leased(worker, claim) as lease:
             if claim.more:
-                _send_permit(worker)
+                _send_permit(worker, SUCCESSORS)
             if claim.kind == FINALIZE:
                 admission.close()
                 finalize_claimed(worker, claim, lease)
@@ -221,11 +222,11 @@ def _finish(worker: WorkerContext, job: JobFile, claim: Claim, counts: PartCount
         _send_permit(worker)
 
 
-def _send_permit(worker: WorkerContext) -> None:
-    """See to it that another slot goes on, here or elsewhere. Where that fails, upkeep does it."""
+def _send_permit(worker: WorkerContext, count: int = 1) -> None:
+    """See to it that other slots go on, here or elsewhere. Where that fails, upkeep does it."""
     try:
         if not worker.permit_waits:
-            worker.permits.send(worker.model)
+            worker.permits.send(worker.model, count)
     except UnavailableError as error:
         _log.warning("a permit could not be sent: %s", error)
 

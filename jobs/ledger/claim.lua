@@ -2,30 +2,46 @@
 -- claim(model, fingerprint, owner, token, lease_s): a Claim as JSON, or false.
 -- A finalization of the model goes first, then a batch of the job with the lowest pass; of jobs of a version that the
 -- caller does not read neither.
--- Reads and writes due:V:M, unpinned:V:M, pinned:V:F:M, leases (zsets), vtime and claimed (hashes), job:J (hash),
--- job:J:returned (list), job:J:done (bitmap), job:J:leases, job:J:attempts and job:J:suspects (hashes).
+-- Reads and writes due:V:M, unpinned:V:M, pinned:V:F:M, leases (zsets), models, claimed, vtime:M, seen:M (hashes),
+-- job:J (hash), job:J:returned (list), job:J:done (bitmap), job:J:leases, job:J:attempts, job:J:suspects (hashes).
 local model, fingerprint, owner, token, lease_s = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
--- Pools of jobs and, beside each, the one that a job is in once it is begun; where finalizations wait; all of these.
-local pools, begun, dues, places = {}, {}, {}, {}
+-- Where finalizations wait; those, and all pools of jobs.
+local dues, places = {}, {}
 for _, version in ipairs(READS) do
-  local unpinned, pinned = pool(version, model), pool(version, model, fingerprint)
-  pools[#pools + 1], pools[#pools + 2], begun[unpinned], begun[pinned] = unpinned, pinned, pinned, pinned
   dues[#dues + 1] = key('due', version, model)
-  for _, place in ipairs({ unpinned, pinned, dues[#dues] }) do places[#places + 1] = place end
+  for _, place in ipairs({ pool(version, model), pool(version, model, fingerprint), dues[#dues] }) do
+    places[#places + 1] = place
+  end
 end
 
 local function more()
   return call('EXISTS', unpack(places)) > 0
 end
 
--- The member with the lowest pass at the heads of the pools, its pass and its pool.
+-- Jobs that nobody has begun, and that these workers see for the first time, enter at their current virtual time. Only
+-- their own claims move that time, so it is the time at which those jobs were accepted.
+local function see_new()
+  local entered, at = call('HGET', key('models'), model) or '0', nil
+  for _, version in ipairs(READS) do
+    local seen = call('HGET', key('seen', model), version .. ':' .. fingerprint)
+    if seen ~= entered then
+      at = at or num(vtime(model, fingerprint))
+      for _, member in ipairs(call('ZRANGEBYSCORE', pool(version, model), '(' .. (seen or '-1'), '+inf')) do
+        call('ZADD', pool(version, model, fingerprint), 'NX', at, member)
+      end
+      call('HSET', key('seen', model), version .. ':' .. fingerprint, entered)
+    end
+  end
+end
+
+-- The member with the lowest pass at the heads of the pools, its pass and the version of its job.
 local function head()
-  local member, pass, from, least
-  for _, place in ipairs(pools) do
-    local first = call('ZRANGE', place, 0, 0, 'WITHSCORES')
+  local member, pass, from
+  for _, version in ipairs(READS) do
+    local first = call('ZRANGE', pool(version, model, fingerprint), 0, 0, 'WITHSCORES')
     local score = tonumber(first[2])
-    if first[1] and (not least or score < least or (score == least and first[1] < member)) then
-      member, pass, from, least = first[1], first[2], place, score
+    if score and (not pass or score < tonumber(pass) or (score == tonumber(pass) and first[1] < member)) then
+      member, pass, from = first[1], first[2], version
     end
   end
   return member, pass, from
@@ -61,11 +77,13 @@ for _, due in ipairs(dues) do
   end
 end
 
-local member, pass, from = head()
+if not more() then return false end
+see_new()
+local member, pass, version = head()
 while member do
   local job = string.match(member, ':(.*)$')
-  local cursor, batches, done, cost, priority, started =
-    get(job, 'cursor', 'batches', 'done', 'cost', 'priority', 'started_at')
+  local cursor, batches, done, cost, priority, started, owned =
+    get(job, 'cursor', 'batches', 'done', 'cost', 'priority', 'started_at', 'fingerprint')
   local batch, ahead, returned = next_batch(job, tonumber(cursor), tonumber(batches))
   if batch then
     local found = { kind = 'batch', job = job, batch = batch, token = token, attempt = 1 }
@@ -78,17 +96,17 @@ while member do
     if not started then start(job) end
     local next_pass = num(pass + cost / 2 ^ priority)
     set(job, 'cursor', ahead, 'fingerprint', fingerprint, 'pass', next_pass)
-    call('HSET', key('vtime'), model, pass)
+    call('HSET', key('vtime', model), fingerprint, pass)
     call('HSET', key('claimed'), model, num(now))
     -- It is in progress, or it would not be in a pool.
     local waits = batches - done - call('HLEN', key('job_leases', job)) > 0
-    if from ~= begun[from] or not waits then call('ZREM', from, member) end
-    if waits then call('ZADD', begun[from], next_pass, member) end
+    if not owned or not waits then leave_pools(version, model, owned, member) end
+    if waits then call('ZADD', pool(version, model, fingerprint), next_pass, member) end
     found.more = waits or more()
     return cjson.encode(found)
   end
   set(job, 'cursor', ahead)
-  call('ZREM', from, member)
-  member, pass, from = head()
+  leave_pools(version, model, owned, member)
+  member, pass, version = head()
 end
 return false

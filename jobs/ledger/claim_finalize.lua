@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- claim_finalize(job or '', owner, token, lease_s): as claim, for a finalization alone: of this job, or of any. It
 -- takes a little memory, and what it leads to gives more back.
--- Reads vtime (hash), job:J and job:J:attempts (hashes); writes due:V:M and leases (zsets), job:J:leases (hash).
+-- Reads models (hash), job:J and job:J:attempts (hashes); writes due:V:M and leases (zsets), job:J:leases (hash).
 local wanted, owner, token, lease_s = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 
 local function find()
   local models = { get(wanted, 'model') or nil }
-  if wanted == '' then models = call('HKEYS', key('vtime')) end
+  if wanted == '' then models = call('HKEYS', key('models')) end
   for _, model in ipairs(models) do
     for _, version in ipairs(READS) do
       local due = key('due', version, model)

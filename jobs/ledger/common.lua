@@ -6,10 +6,15 @@
 -- ended         zset    job -> ended_at, of jobs whose summary remains
 -- leases        zset    job:batch -> expiry; batch -1 is the job's finalization
 -- deadlines     zset    job -> deadline
--- vtime         hash    model -> virtual time: the pass of the job that was claimed last (names every live model)
+-- models        hash    model -> how many jobs have entered unpinned:M so far (names every live model)
 -- claimed       hash    model -> time of the last claim
--- unpinned:V:M  zset    member -> pass, of claimable jobs of version V that no worker has begun
--- pinned:V:F:M  zset    member -> pass, of claimable jobs of version V that belong to the workers of fingerprint F
+-- unpinned:V:M  zset    member -> which of those that entered it is, of claimable jobs of version V that no worker has
+--                       begun
+-- pinned:V:F:M  zset    member -> pass, of claimable jobs of version V that belong to the workers of fingerprint F, and
+--                       of those of unpinned:V:M that they have seen: a job has a pass of its own with each of them
+--                       until it is begun
+-- vtime:M       hash    fingerprint -> virtual time of its workers: the pass of the job that they claimed last
+-- seen:M        hash    V:fingerprint -> model's count in models when those workers last looked into unpinned:V:M
 -- due:V:M       zset    job -> since when, of jobs of version V that wait for a finalizer
 -- shown:M       string  JSON of what a worker of the model last showed while it had work (with a TTL)
 -- job:J         hash    spec, version, status, counters, cursor, pass, fingerprint, rate marks
@@ -76,17 +81,40 @@ local function due_of(job)
   return key('due', get(job, 'version', 'model'))
 end
 
+-- Workers of each fingerprint share a time of their own: those of another may be a hundred times as fast.
+-- Before their first claim it is the lowest pass that they have.
+local function vtime(model, fingerprint)
+  local at = tonumber(call('HGET', key('vtime', model), fingerprint) or nil)
+  if at then return at end
+  for _, version in ipairs(READS) do
+    local pass = tonumber(call('ZRANGE', pool(version, model, fingerprint), 0, 0, 'WITHSCORES')[2])
+    if pass and (not at or pass < at) then at = pass end
+  end
+  return at or 0
+end
+
+-- Takes a job out of all pools in which it can be.
+local function leave_pools(version, model, fingerprint, member)
+  if fingerprint then
+    call('ZREM', pool(version, model, fingerprint), member)
+  elseif call('ZREM', pool(version, model), member) == 1 then
+    for _, field in ipairs(call('HKEYS', key('seen', model))) do
+      call('ZREM', pool(version, model, string.match(field, ':(.*)$')), member)
+    end
+  end
+end
+
 -- Lists the job in its pool exactly while a batch of it can be claimed. A job that enters, or comes back,
 -- starts at the current virtual time: the time it was away is not credit.
 local function sync_pool(job)
   local version, model, fingerprint, member, pass = get(job, 'version', 'model', 'fingerprint', 'member', 'pass')
   local ready = pool(version, model, fingerprint)
   if claimable(job) <= 0 then
-    call('ZREM', ready, member)
+    leave_pools(version, model, fingerprint, member)
   elseif not call('ZSCORE', ready, member) then
-    pass = num(math.max(tonumber(pass), tonumber(call('HGET', key('vtime'), model) or '0')))
-    set(job, 'pass', pass)
-    call('ZADD', ready, pass, member)
+    local score = fingerprint and num(math.max(tonumber(pass), vtime(model, fingerprint)))
+    if fingerprint then set(job, 'pass', score) end
+    call('ZADD', ready, score or call('HINCRBY', key('models'), model, 1), member)
   end
 end
 
@@ -259,14 +287,16 @@ local function clear(job)
   for _, batch in ipairs(call('HKEYS', key('job_leases', job))) do
     call('ZREM', key('leases'), job .. ':' .. batch)
   end
-  if member then call('ZREM', pool(version, model, fingerprint), member) end
+  if member then leave_pools(version, model, fingerprint, member) end
   if model then call('ZREM', key('due', version, model), job) end
   call('ZREM', key('deadlines'), job)
   call('ZREM', key('live'), job)
   call('DEL', key('job_returned', job), key('job_done', job), key('job_leases', job), key('job_attempts', job),
     key('job_errors', job), key('job_suspects', job))
   -- With no job left there is no time to share, and an idle Redis holds nothing that does not expire.
-  if call('EXISTS', key('live')) == 0 then call('DEL', key('vtime'), key('claimed')) end
+  if call('EXISTS', key('live')) == 1 then return end
+  for _, name in ipairs(call('HKEYS', key('models'))) do call('DEL', key('vtime', name), key('seen', name)) end
+  call('DEL', key('models'), key('claimed'))
 end
 
 -- Leaves a summary of a live job that ended.

@@ -17,9 +17,10 @@ TEMPLATES = {
     "ended": "ended",
     "leases": "leases",
     "deadlines": "deadlines",
-    "vtime": "vtime",
+    "models": "models",
     "claimed": "claimed",
     "sweeping": "sweeping",
+    "recovering": "recovering",
     "workers": "workers",
     "worker": "worker:{}",
     # For each model.
@@ -27,6 +28,8 @@ TEMPLATES = {
     "unpinned": "unpinned:{}:{}",
     "pinned": "pinned:{}:{}:{}",
     "due": "due:{}:{}",
+    "seen": "seen:{}",
+    "vtime": "vtime:{}",
     "shown": "shown:{}",
     # For each job.
     "job": "job:{}",

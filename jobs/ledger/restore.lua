@@ -7,7 +7,7 @@ local status, batches, version, model, pinned, member =
 if not status then return false end
 if not is_live(status) then return 1 end
 if fingerprint ~= '' and not pinned then
-  call('ZREM', pool(version, model), member)
+  leave_pools(version, model, nil, member)
   set(job, 'fingerprint', fingerprint)
   sync_pool(job)
 end

@@ -46,15 +46,19 @@ def measure_fake(setup: FakeSetup, folder: Path) -> dict[str, Any]:
     with EmbeddedServer(store, folder / "server") as server, ExitStack() as stack:
         connection = Connection(Settings.load(store=str(store), redis_url=server.url))
         stack.callback(connection.close)
-        jobs = _submit(setup, server.url, store, connection)
-        workers = [stack.enter_context(_worker(setup, server.url, store, folder)) for _ in range(setup.workers)]
-        _wait_for(workers, connection)
-        before, started = [_cpu_seconds(worker.pid) for worker in workers], connection.ledger.now()
+        jobs = submit_paused(setup, server.url, store, connection)
+        command = ["--fake-worker", json.dumps(asdict(setup))]
+        workers = [
+            stack.enter_context(worker_process(SCRIPT, command, server.url, store, folder))
+            for _ in range(setup.workers)
+        ]
+        wait_for(workers, connection)
+        before, started = [cpu_seconds(worker.pid) for worker in workers], connection.ledger.now()
         for job in jobs:
             connection.ledger.resume(job)
         connection.send_first_permits(ALIAS)
-        seconds = _end_of(jobs, workers, connection) - started
-        cpu = sum(_cpu_seconds(worker.pid) for worker in workers) - sum(before)
+        seconds = end_of(jobs, workers, connection) - started
+        cpu = sum(cpu_seconds(worker.pid) for worker in workers) - sum(before)
     rows = setup.batches * BATCH_ROWS
     return asdict(setup) | {
         "rows": rows,
@@ -65,7 +69,7 @@ def measure_fake(setup: FakeSetup, folder: Path) -> dict[str, Any]:
     }
 
 
-def _submit(setup: FakeSetup, url: str, store: Path, connection: Connection) -> list[str]:
+def submit_paused(setup: FakeSetup, url: str, store: Path, connection: Connection) -> list[str]:
     """The jobs, staged and paused: nobody begins before everybody is there."""
     rows = setup.batches // setup.jobs * BATCH_ROWS
     with Client(redis_url=url, store=store) as client:
@@ -78,12 +82,16 @@ def _submit(setup: FakeSetup, url: str, store: Path, connection: Connection) -> 
 
 
 @contextmanager
-def _worker(setup: FakeSetup, url: str, store: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker_process(
+    script: Path, arguments: list[str], url: str, store: Path, folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of ``script``, which ends with this block."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")}
     variables |= {"PROMPTMILL_STORE": str(store), "PROMPTMILL_REDIS_URL": url}
-    command = [sys.executable, str(SCRIPT), "--fake-worker", json.dumps(asdict(setup))]
     with (folder / "worker.log").open("ab") as log:
-        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, str(script), *arguments], env=variables, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             yield process
         finally:
@@ -96,7 +104,8 @@ def _check(workers: list[subprocess.Popen[bytes]]) -> None:
             raise BenchError(f"a worker ended with status {worker.returncode}")
 
 
-def _wait_for(workers: list[subprocess.Popen[bytes]], connection: Connection) -> None:
+def wait_for(workers: list[subprocess.Popen[bytes]], connection: Connection) -> None:
+    """Until all of them are registered. Raises BenchError."""
     deadline = time.monotonic() + _LOAD_S
     while len(connection.ledger.workers()) < len(workers):
         _check(workers)
@@ -105,7 +114,7 @@ def _wait_for(workers: list[subprocess.Popen[bytes]], connection: Connection) ->
         time.sleep(_LOOK_S)
 
 
-def _end_of(jobs: list[str], workers: list[subprocess.Popen[bytes]], connection: Connection) -> float:
+def end_of(jobs: list[str], workers: list[subprocess.Popen[bytes]], connection: Connection) -> float:
     """When the last of the jobs ended. Raises BenchError."""
     while True:
         states = [state for job in jobs if (state := connection.ledger.job(job)) is not None]
@@ -119,7 +128,7 @@ def _end_of(jobs: list[str], workers: list[subprocess.Popen[bytes]], connection:
     return max(ends)
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Processor time of another process; Linux only."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -15,7 +15,7 @@ import pytest
 
 from jobs.errors import RedisUnavailableError
 from jobs.ledger import Ledger
-from jobs.permits import PERMIT_TASK, Permits, make_app
+from jobs.permits import MAX_AT_ONCE, PERMIT_TASK, Permits, make_app
 from tests.mill import Server
 
 
@@ -27,6 +27,13 @@ def test_permits_lie_in_the_queue_that_the_ledger_counts(permits: Permits, ledge
     permits.send("another")
     assert ledger.queue_length(permits.queue_key(model)) == 4
     assert ledger.queue_length(permits.queue_key("another")) == 1
+
+
+def test_a_fleet_of_thousands_gets_its_first_permits_from_one_sender_and_the_others_from_its_claims(
+    permits: Permits, ledger: Ledger
+) -> None:
+    permits.send("tiny", 4_000)
+    assert ledger.queue_length(permits.queue_key("tiny")) == MAX_AT_ONCE
 
 
 def test_a_permit_names_its_task_and_nothing_else(permits: Permits, redis_server: Any) -> None:

@@ -248,3 +248,30 @@ def test_a_redis_that_forgot_everything_learns_it_again(
     reconciler.run_once()
     assert queued() >= 1
     assert len(claims(ledger)) == 2
+
+
+def test_one_of_a_fleet_recovers_and_the_others_leave_it_alone(
+    store: Store, ledger: Ledger, permits: Permits, reconciler: Reconciler, redis_server: Any
+) -> None:
+    accept_job(store)
+    redis_server.client.flushall()
+    other = Reconciler(store, ledger, permits, "another")
+    assert ledger.begin_recover("me")
+    assert other.run_once() is None
+    assert ledger.jobs() == []
+    assert reconciler.run_once() is not None
+    assert [state.id for state in ledger.jobs()] == ["job"]
+
+
+def test_a_recovery_that_died_is_taken_over(
+    store: Store, ledger: Ledger, reconciler: Reconciler, redis_server: Any
+) -> None:
+    accept_job(store)
+    redis_server.client.flushall()
+    assert ledger.begin_recover("a dead one")
+    lock = keys.key(ledger.store_id, "recovering")
+    assert 0 < redis_server.client.ttl(lock) <= 60
+    redis_server.client.delete(lock)
+    assert reconciler.run_once() is not None
+    assert not ledger.needs_recover()
+    assert not redis_server.client.exists(lock)

@@ -156,3 +156,59 @@ def test_of_a_begun_and_a_new_job_with_equal_passes_the_older_goes_first(ledger:
     assert jobs_of(ledger, 3) == ["x", "y", "x"]
     ledger.accept(job_file("new", batches=10, created=2))
     assert jobs_of(ledger, 2) == ["y", "new"]
+
+
+class TestTwoFleetsOfOneModel:
+    """Workers with other weights, or another dtype, under one alias: jobs belong to one of them, and so do passes."""
+
+    FAST, SLOW = worker("fast", fingerprint="f1"), worker("slow", fingerprint="f2")
+
+    def begin(self, ledger: Ledger, *fast: str) -> None:
+        """Jobs of the fast workers, and one of the slow ones, who have claimed last and far less."""
+        for index, job in enumerate(fast):
+            ledger.accept(job_file(job, batches=10_000, created=index))
+            claimed(ledger, self.FAST)
+        ledger.accept(job_file("of the slow", batches=10_000, created=10))
+        claimed(ledger, self.SLOW)
+        for _ in range(200):
+            claimed(ledger, self.FAST)
+        claimed(ledger, self.SLOW)
+
+    def test_a_job_that_enters_after_a_slow_fleets_claim_does_not_take_the_fast_one(self, ledger: Ledger) -> None:
+        self.begin(ledger, "of the fast")
+        ledger.accept(job_file("new", batches=1_000, created=20))
+        shares = Counter(claimed(ledger, self.FAST).job for _ in range(20))
+        assert shares == {"new": 10, "of the fast": 10}
+
+    def test_a_job_that_enters_after_a_fast_fleets_claim_does_not_wait_for_the_slow_one(self, ledger: Ledger) -> None:
+        self.begin(ledger, "of the fast")
+        claimed(ledger, self.FAST)
+        ledger.accept(job_file("new", batches=1_000, created=20))
+        assert [claimed(ledger, self.SLOW).job for _ in range(2)] == ["new", "of the slow"]
+
+    def test_a_job_that_is_resumed_goes_on_at_the_time_of_its_own_fleet(self, ledger: Ledger) -> None:
+        self.begin(ledger, "a", "b")
+        ledger.pause("a")
+        for _ in range(100):
+            claimed(ledger, self.FAST)
+        claimed(ledger, self.SLOW)
+        ledger.resume("a")
+        shares = Counter(claimed(ledger, self.FAST).job for _ in range(20))
+        assert shares["a"] == pytest.approx(10, abs=1)
+
+    def test_a_job_that_nobody_began_is_claimed_once_whoever_has_seen_it(self, ledger: Ledger) -> None:
+        self.begin(ledger, "of the fast")
+        for index, job in enumerate(["x", "y"]):
+            ledger.accept(job_file(job, batches=1, created=20 + index))
+        assert [claimed(ledger, by).job for by in (self.FAST, self.SLOW)] == ["x", "y"]
+        assert [claimed(ledger, by).job for by in (self.FAST, self.SLOW)] == ["of the fast", "of the slow"]
+
+    def test_a_job_that_was_paused_before_it_began_is_seen_again(self, ledger: Ledger) -> None:
+        self.begin(ledger, "of the fast")
+        for index, job in enumerate(["x", "y"]):
+            ledger.accept(job_file(job, batches=1, created=20 + index))
+        claimed(ledger, self.FAST)
+        ledger.pause("y")
+        assert {claimed(ledger, by).job for by in (self.FAST, self.SLOW)} == {"of the fast", "of the slow"}
+        ledger.resume("y")
+        assert claimed(ledger, self.SLOW).job == "y"

@@ -46,13 +46,13 @@ def test_one_permit_runs_all_batches_and_ends_the_job(bench: Bench, prompts: Pro
     assert [row["number"] for row in bench.rows(job)] == list(range(10))
 
 
-def test_while_batches_remain_one_permit_waits_for_the_next_free_slot(bench: Bench, prompts: Prompts) -> None:
+def test_while_batches_remain_permits_wait_for_the_next_free_slots(bench: Bench, prompts: Prompts) -> None:
     worker = bench.worker()
     bench.submit(prompts(10))
     take_permits(bench)
     run_claim(worker)
     run_claim(worker)
-    assert permits_of(bench) == 1, "two claims with work behind them leave one permit, not two"
+    assert permits_of(bench) == 2, "two, so that their number doubles; a second claim leaves no more"
     take_permits(bench)
     run_claim(worker)
 

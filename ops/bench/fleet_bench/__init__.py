@@ -1,0 +1,1 @@
+"""What ops/bench/fleet is made of."""
