@@ -148,26 +148,34 @@ class Work:
     again: int = 0
     tokens: int = 0
     tokens_again: int = 0
-    #: By process: rows that it had begun in batches that it never committed.
+    #: By process: rows that it had begun in batches that it was not the first to commit.
     in_hand: dict[int, int] = field(default_factory=dict)
+    #: The processes whose engines gave each row (stage, batch, row, sample).
+    doers: dict[tuple[str, ...], list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, logs: Path) -> Work:
-        work = cls()
-        seen: Counter[tuple[str, ...]] = Counter()
+        work, begun, first = cls(), Counter[tuple[int, str, str]](), dict[tuple[str, str], tuple[float, int]]()
         for path in sorted(logs.glob("*.log")):
-            begun: Counter[tuple[str, str]] = Counter()
+            pid = int(path.stem)
+            work.in_hand[pid] = 0
             for line in path.read_text().splitlines():
-                _, kind, *words = line.split()
+                at, kind, *words = line.split()
                 if kind == "begin":
-                    begun[words[0], words[1]] += 1
+                    begun[pid, words[0], words[1]] += 1
                 elif kind == "commit":
-                    del begun[words[0], words[1]]
+                    # A put that came long after its job had ended can succeed too.
+                    first[words[0], words[1]] = min(first.get((words[0], words[1]), (float(at), pid)), (float(at), pid))
                 elif kind == "done":
-                    key, tokens = tuple(words[:4]), int(words[4])
-                    work.rows, work.tokens = work.rows + 1, work.tokens + tokens
-                    if seen[key]:
-                        work.again, work.tokens_again = work.again + 1, work.tokens_again + tokens
-                    seen[key] += 1
-            work.in_hand[int(path.stem)] = begun.total()
+                    work._count(pid, tuple(words[:4]), int(words[4]))
+        for (pid, *batch), rows in begun.items():
+            if first.get((batch[0], batch[1]), (0.0, 0))[1] != pid:
+                work.in_hand[pid] += rows
         return work
+
+    def _count(self, pid: int, row: tuple[str, ...], tokens: int) -> None:
+        doers = self.doers.setdefault(row, [])
+        self.rows, self.tokens = self.rows + 1, self.tokens + tokens
+        if doers:
+            self.again, self.tokens_again = self.again + 1, self.tokens_again + tokens
+        doers.append(pid)
