@@ -34,15 +34,31 @@ class Expected:
     errors: Mapping[int, str] = field(default_factory=dict)
 
 
-def check_store(folder: Path, expected: Iterable[Expected]) -> list[str]:
-    """Everything that is wrong with a store in which all of ``expected`` have ended, and nothing else was accepted."""
+def check_store(folder: Path, expected: Iterable[Expected], deleted: Mapping[str, str] | None = None) -> list[str]:
+    """Everything that is wrong with a store in which all of ``expected`` have ended, and nothing else was accepted.
+
+    ``deleted`` names the jobs that were deleted, with their stages; what upkeep removes of them has been removed.
+    """
     wanted = {each.job: each for each in expected}
     found = {path.name.removeprefix("job_id=") for path in folder.glob("results/*")}
     accepted = {path.stem for path in folder.glob("jobs/*.json") if "." not in path.stem}
     wrong = [f"P2: {job} was never submitted" for job in sorted((found | accepted) - set(wanted))]
     for each in wanted.values():
         wrong += check_job(folder, each)
+    for job, stage in (deleted or {}).items():
+        wrong += _remains(folder, job, stage)
     return wrong
+
+
+def _remains(folder: Path, job: str, stage: str) -> Iterator[str]:
+    """A deleted job has a tombstone and nothing else."""
+    tombstone = folder / "jobs" / f"{job}.deleted.json"
+    if not tombstone.exists():
+        yield f"{job} was deleted and has no tombstone"
+    for pattern in (f"jobs/{job}.*", f"results/job_id={job}/**/*", f"data/{stage}/**/*"):
+        for path in folder.glob(pattern):
+            if path != tombstone and path.is_file():
+                yield f"{job} was deleted, and {path.relative_to(folder)} is there"
 
 
 def check_job(folder: Path, expected: Expected) -> list[str]:
