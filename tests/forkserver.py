@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from multiprocessing import get_context, parent_process
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -39,13 +39,19 @@ _PRELOAD = [
 ONCE = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
-def fork_worker(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> ForkServerProcess:
-    """Start ``promptmill-worker ARGUMENTS`` in ``folder``, its output in ``log``.
+def fork_worker(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    log: Path,
+    enter: Callable[[], None] | None = None,
+) -> ForkServerProcess:
+    """Start ``promptmill-worker ARGUMENTS`` in ``folder``, its output in ``log``; ``enter`` is what it does first.
 
-    A module that ``environment`` names as PLUGIN is imported first, and its ``install()`` called.
+    A module that ``environment`` names as PLUGIN is imported before it works, and its ``install()`` called.
     """
     process = _context().Process(
-        target=_work, args=(list(arguments), dict(environment), str(folder), str(log)), daemon=True
+        target=_work, args=(list(arguments), dict(environment), str(folder), str(log), enter), daemon=True
     )
     with _start:
         # The main module is that of the tests, of no use there.
@@ -70,7 +76,11 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _work(arguments: list[str], environment: dict[str, str], folder: str, log: str) -> None:
+def _work(
+    arguments: list[str], environment: dict[str, str], folder: str, log: str, enter: Callable[[], None] | None
+) -> None:
+    if enter is not None:
+        enter()
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(output, 1)

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -35,6 +34,7 @@ from producer.cli import main
 from producer.connection import Connection
 from producer.server import server_binary
 from tests.forkserver import ONCE, fork_worker
+from tests.machines import Host
 
 #: Seconds. Short, so that a test sees a lease expire; long enough for a busy machine's heartbeats.
 LEASE_S, SWEEP_S = 4.0, 0.5
@@ -57,27 +57,39 @@ def wait_until(what: str, look: Callable[[], T], timeout_s: float = PATIENCE_S, 
 
 
 class Server:
-    """A Redis server on a port of its own, with an append-only file; it can be killed and started again."""
+    """A Redis server on a port of its own, with an append-only file; it can be killed and started again.
 
-    def __init__(self, folder: Path, *extra: str, password: str | None = None) -> None:
-        self.folder = folder
+    One that runs on a ``host`` is asked from here through a socket in ``folder``, at ``console``.
+    """
+
+    def __init__(self, folder: Path, *extra: str, password: str | None = None, host: Host | None = None) -> None:
+        self.folder, self.host = folder, host
         self.port = _free_port()
         login = f":{password}@" if password else ""
-        self.url = f"redis://{login}127.0.0.1:{self.port}/0"
+        address = host.address if host else "127.0.0.1"
+        self.url = f"redis://{login}{address}:{self.port}/0"
+        self.console = f"unix://{login}{folder}/socket?db=0" if host else self.url
         # "always": what was answered before a kill is there after it.
-        self._config = ["bind 127.0.0.1", f"port {self.port}", f'dir "{folder}"', 'save ""', "appendonly yes",
+        self._config = [f"bind {address}", f"port {self.port}", f'dir "{folder}"', 'save ""', "appendonly yes",
                         "appendfsync always", "maxmemory-policy noeviction", *extra]  # fmt: skip
         if password:
             self._config.append(f"requirepass {password}")
+        if host:
+            self._config.append(f'unixsocket "{folder}/socket"')
         self._process: subprocess.Popen[bytes] | None = None
-        self.client = redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
+        self.client = redis.Redis.from_url(self.console, decode_responses=True, socket_timeout=5)
 
     def start(self) -> Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "server.conf"
         config.write_text("\n".join(self._config) + "\n")
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen([server_binary(), str(config)], stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [server_binary(), str(config)],
+                stdout=log,
+                stderr=log,
+                preexec_fn=self.host.enter if self.host else None,
+            )
         wait_until("the Redis server to answer", self._answers)
         return self
 
@@ -165,13 +177,25 @@ class Process:
 class Command(Process):
     """A program that was started as users start it."""
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path, **options: Any) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        log: Path,
+        host: Host | None = None,
+        **options: Any,
+    ) -> None:
+        def first() -> None:
+            # Tests that run under nohup are to see what those see that do not.
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            if host is not None:
+                host.enter()
+
         super().__init__(log)
         self._output = log.open("ab")
         self.popen = subprocess.Popen(
             command, stdout=self._output, stderr=self._output, env=environment, start_new_session=True,
-            # Tests that run under nohup are to see what those see that do not.
-            preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL), **options,
+            preexec_fn=first, **options,
         )  # fmt: skip
         self.pid = self.popen.pid
 
@@ -190,9 +214,11 @@ class Command(Process):
 class Worker(Process):
     """A worker that did not have to import anything; see tests/forkserver.py."""
 
-    def __init__(self, flags: Sequence[str], environment: dict[str, str], folder: Path, log: Path) -> None:
+    def __init__(
+        self, flags: Sequence[str], environment: dict[str, str], folder: Path, log: Path, host: Host | None = None
+    ) -> None:
         super().__init__(log)
-        self._process = fork_worker(["start", *flags], environment, folder, log)
+        self._process = fork_worker(["start", *flags], environment, folder, log, host.enter if host else None)
         assert self._process.pid is not None
         self.pid = self._process.pid
 
@@ -232,11 +258,19 @@ class Mill:
 
     # -- Commands.
 
-    def run(self, *arguments: str, stdin: bytes | None = None, timeout_s: float = PATIENCE_S, **env: str) -> Outcome:
+    def run(
+        self,
+        *arguments: str,
+        stdin: bytes | None = None,
+        timeout_s: float = PATIENCE_S,
+        host: Host | None = None,
+        **env: str,
+    ) -> Outcome:
         """``promptmill ARGUMENTS`` as a process of its own."""
         done = subprocess.run(
             _promptmill(*arguments), input=stdin if stdin is not None else b"", capture_output=True,
             env={**self.environment, **env}, timeout=timeout_s, cwd=self.folder, check=False,
+            preexec_fn=host.enter if host else None,
         )  # fmt: skip
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -263,13 +297,15 @@ class Mill:
         """``promptmill ARGUMENTS`` in the background."""
         return self._start(_promptmill(*arguments, plugin=env.get("PLUGIN")), name, stdin=stdin, **env)
 
-    def worker(self, model: str, folder: Path, *flags: str, **env: str) -> Worker:
+    def worker(self, model: str, folder: Path, *flags: str, host: Host | None = None, **env: str) -> Worker:
         """A worker process that serves ``folder`` as ``model``; it may still be loading."""
-        return self._fork(model, folder, flags, {**self.environment, **env})
+        return self._fork(model, folder, flags, {**self.environment, **env}, host)
 
-    def _fork(self, model: str, folder: Path, flags: Sequence[str], environment: dict[str, str]) -> Worker:
+    def _fork(
+        self, model: str, folder: Path, flags: Sequence[str], environment: dict[str, str], host: Host | None = None
+    ) -> Worker:
         own = ("--model", f"{model}={folder}", *WORKER_FLAGS)
-        worker = Worker([*own, *flags], environment, self.folder, self._next_log("worker"))
+        worker = Worker([*own, *flags], environment, self.folder, self._next_log("worker"), host)
         self.processes.append(worker)
         return worker
 

@@ -7,46 +7,36 @@ and looks at what is published. At the end the faults stop, the jobs have to com
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jobs import layout
 from jobs.errors import PromptmillError
 from jobs.ledger import keys
 from jobs.permits import Permits, make_app
+from jobs.spec import now
+from jobs.stages import clean_up
 from jobs.store import Store
 from ops.faults import plugin
-from ops.faults.checker import Expected, Published, Work, check_store
-from ops.faults.curse import CURSE
+from ops.faults.checker import Published, Work, check_store
+from ops.faults.orders import MODEL, PROMPTS, TOKENS, Orders
 from ops.faults.proxy import Proxy
 from ops.faults.strikes import FAULTS
 from tests.mill import Mill, Server, Worker, wait_until
 
-MODEL, TOKENS, PROMPTS = "tiny", 16, 150
 #: Seconds: short, so that a few minutes hold many recoveries.
 LEASE_S, SWEEP_S = 3.0, 0.5
 #: Seconds that the jobs have to end once no fault happens any more.
 _END_S = 300.0
 #: Of the workers that are started, how many come with an end of their own.
 _DOOMED = 0.3
-
-
-@dataclass
-class Submitted:
-    """A job, and what may become of it."""
-
-    expected: Expected
-    source: str
-    flags: tuple[str, ...]
-    accepted: bool = False
 
 
 @dataclass
@@ -68,7 +58,6 @@ class Campaign:
     done: Counter[str] = field(default_factory=Counter)
     recoveries: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    jobs: list[Submitted] = field(default_factory=list)
     fleet: list[Worker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -78,10 +67,10 @@ class Campaign:
         self.store: Store = self.mill.store
         self.permits = Permits(make_app(self.mill.redis_url, self.store.id), self.store.id)
         self.published = Published(self.mill.store_path)
-        self.prompts = [f"the lamp number {i}" for i in range(PROMPTS)]
         from ops.faults.reference import texts_alone  # late: torch takes seconds to import
 
-        self.texts = texts_alone(self.model, self.prompts, TOKENS)
+        texts = texts_alone(self.model, [f"the lamp number {i}" for i in range(PROMPTS)], TOKENS)
+        self.orders = Orders(self.mill, self.rng, self.faults, texts, self.wrong, self.done)
         #: Workers that were killed with leases, and since when these have been waiting.
         self.orphans: dict[int, float] = {}
         #: Workers that a fault has killed.
@@ -101,7 +90,7 @@ class Campaign:
         while time.monotonic() < started + seconds or self.kills < kills:
             now = time.monotonic()
             self._supervise()
-            self._keep_jobs_coming()
+            self.orders.keep_coming()
             self._end_disturbances()
             self._watch_orphans()
             if now >= next_fault:
@@ -109,7 +98,9 @@ class Campaign:
                 next_fault = now + self.rng.uniform(0.2, 2 * self.pace_s)
             if now >= next_look:
                 self._look()
-                self.say(f"{now - started:5.0f} s: {len(self.jobs)} jobs, {self.kills} kills, {len(self.wrong)} wrong")
+                self.say(
+                    f"{now - started:5.0f} s: {len(self.orders.all)} jobs, {self.kills} kills, {len(self.wrong)} wrong"
+                )
                 told = self._tell(told)
                 next_look = now + 10
             time.sleep(0.05)
@@ -133,30 +124,38 @@ class Campaign:
 
         def all_ended() -> bool:
             self._supervise(doomed=0.0)
-            for job in self.jobs:
-                self._submit(job)
-            return all(self.ended(job) for job in self.jobs)
+            self.orders.go_on()
+            return all(map(self.orders.over, self.orders.all))
 
         try:
             wait_until("the jobs to end", all_ended, _END_S, every_s=0.2)
         except TimeoutError:
-            self.wrong.append(f"P1: {[job.expected.job for job in self.jobs if not self.ended(job)]} have not ended")
-        self._look()
-        self.wrong += check_store(self.mill.store_path, [job.expected for job in self.jobs if self.ended(job)])
+            open_ = [order.job for order in self.orders.all if not self.orders.over(order)]
+            self.wrong.append(f"P1: {open_} have not ended")
+        for worker in self.fleet:
+            worker.close()
+        self._check_store()
         work = Work.of(self.logs)
         if work.again > sum(work.in_hand.values()):
             self.wrong.append(f"P10: {work.again} rows were generated again, {sum(work.in_hand.values())} were in hand")
-        for worker in self.fleet:
-            worker.close()
         self.proxy.close()
         self.permits.close()
         return self._result(seconds, work)
 
+    def _check_store(self) -> None:
+        self._look()
+        # What upkeep does once a day, and a week after a stage was last written to.
+        clean_up(self.store, now() + timedelta(days=8))
+        over = [order for order in self.orders.all if self.orders.over(order)]
+        deleted = {order.job: order.stage for order in over if order.deletion == "done"}
+        kept = [order.expected for order in over if order.deletion == "no"]
+        self.wrong += check_store(self.mill.store_path, kept, deleted)
+
     def _result(self, seconds: float, work: Work) -> dict[str, Any]:
-        rows = sum(job.expected.rows * job.expected.n for job in self.jobs)
+        rows = sum(order.expected.rows * order.expected.n for order in self.orders.all)
         return {
             "seconds": round(seconds, 1),
-            "jobs": len(self.jobs),
+            "jobs": len(self.orders.all),
             "rows": rows,
             "kills": self.kills,
             "faults": dict(sorted(self.done.items())),
@@ -224,52 +223,6 @@ class Campaign:
                     self.recoveries.append(time.monotonic() - since)
                     del self.orphans[pid]
 
-    # -- Jobs.
-
-    def _keep_jobs_coming(self) -> None:
-        live = [job for job in self.jobs if not self.ended(job)]
-        if len(live) < 3:
-            self.jobs.append(self._new_job(len(self.jobs)))
-            live.append(self.jobs[-1])
-        for job in live:
-            self._submit(job)
-
-    def ended(self, job: Submitted) -> bool:
-        return (self.mill.store_path / layout.success_file(job.expected.job)).exists()
-
-    def _new_job(self, number: int) -> Submitted:
-        rows, n = self.rng.choice([1, 10, 60, 120, 240]), self.rng.choice([1, 1, 1, 2])
-        name = f"job-{number}"
-        prompts = [self.rng.choice(self.prompts) for _ in range(rows)]
-        texts = {(i, sample): self.texts[prompt] for i, prompt in enumerate(prompts) for sample in range(n)}
-        errors = {}
-        if "curse" in self.faults and rows >= 60 and self.rng.random() < 0.1:
-            index = self.rng.randrange(rows)
-            prompts[index] += f" has {CURSE}"
-            errors[index] = "poison"
-            texts = {key: text for key, text in texts.items() if key[0] != index}
-        lines = "".join(json.dumps({"prompt": prompt, "number": i}) + "\n" for i, prompt in enumerate(prompts))
-        flags = ["--model", MODEL, "--max-tokens", str(TOKENS), "--batch-size", str(self.rng.choice([5, 10, 20]))]
-        flags += ["--n", str(n), "--job-id", name, "--priority", str(self.rng.randint(-2, 2))]
-        endings = {"completed"}
-        if "cancel" in self.faults and self.rng.random() < 0.1:
-            endings.add("cancelled")
-        if "deadline" in self.faults and self.rng.random() < 0.05:
-            flags += ["--deadline", f"{self.rng.randint(3, 20)}s"]
-            endings.add("expired")
-        expected = Expected(name, rows, n, frozenset(endings), texts, errors)
-        return Submitted(expected, self.mill.write(f"{name}.jsonl", lines), tuple(flags))
-
-    def _submit(self, job: Submitted) -> None:
-        """Until it is accepted; and now and then once more."""
-        twice = "submit again" in self.faults and self.rng.random() < 0.005
-        if not job.accepted or twice:
-            outcome = self.mill.call("submit", job.source, *job.flags, PROMPTMILL_REDIS_URL=self.mill.redis_url)
-            if outcome.code not in (0, 3):
-                self.wrong.append(f"submit ended with {outcome.code}: {outcome.err}")
-            self.done["submit again"] += job.accepted
-            job.accepted |= outcome.code == 0
-
     # -- Faults.
 
     def _strike(self) -> None:
@@ -293,6 +246,5 @@ class Campaign:
         return self.rng.choice(alive) if alive else None
 
     def live_job(self, ending: str | None = None) -> str | None:
-        live = [job.expected for job in self.jobs if job.accepted and not self.ended(job)]
-        names = [each.job for each in live if ending is None or ending in each.endings]
-        return self.rng.choice(names) if names else None
+        live = self.orders.live(ending)
+        return self.rng.choice(live).job if live else None

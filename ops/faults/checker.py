@@ -34,15 +34,31 @@ class Expected:
     errors: Mapping[int, str] = field(default_factory=dict)
 
 
-def check_store(folder: Path, expected: Iterable[Expected]) -> list[str]:
-    """Everything that is wrong with a store in which all of ``expected`` have ended, and nothing else was accepted."""
+def check_store(folder: Path, expected: Iterable[Expected], deleted: Mapping[str, str] | None = None) -> list[str]:
+    """Everything that is wrong with a store in which all of ``expected`` have ended, and nothing else was accepted.
+
+    ``deleted`` names the jobs that were deleted, with their stages; what upkeep removes of them has been removed.
+    """
     wanted = {each.job: each for each in expected}
     found = {path.name.removeprefix("job_id=") for path in folder.glob("results/*")}
     accepted = {path.stem for path in folder.glob("jobs/*.json") if "." not in path.stem}
     wrong = [f"P2: {job} was never submitted" for job in sorted((found | accepted) - set(wanted))]
     for each in wanted.values():
         wrong += check_job(folder, each)
+    for job, stage in (deleted or {}).items():
+        wrong += _remains(folder, job, stage)
     return wrong
+
+
+def _remains(folder: Path, job: str, stage: str) -> Iterator[str]:
+    """A deleted job has a tombstone and nothing else."""
+    tombstone = folder / "jobs" / f"{job}.deleted.json"
+    if not tombstone.exists():
+        yield f"{job} was deleted and has no tombstone"
+    for pattern in (f"jobs/{job}.*", f"results/job_id={job}/**/*", f"data/{stage}/**/*"):
+        for path in folder.glob(pattern):
+            if path != tombstone and path.is_file():
+                yield f"{job} was deleted, and {path.relative_to(folder)} is there"
 
 
 def check_job(folder: Path, expected: Expected) -> list[str]:
@@ -148,26 +164,34 @@ class Work:
     again: int = 0
     tokens: int = 0
     tokens_again: int = 0
-    #: By process: rows that it had begun in batches that it never committed.
+    #: By process: rows that it had begun in batches that it was not the first to commit.
     in_hand: dict[int, int] = field(default_factory=dict)
+    #: The processes whose engines gave each row (stage, batch, row, sample).
+    doers: dict[tuple[str, ...], list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, logs: Path) -> Work:
-        work = cls()
-        seen: Counter[tuple[str, ...]] = Counter()
+        work, begun, first = cls(), Counter[tuple[int, str, str]](), dict[tuple[str, str], tuple[float, int]]()
         for path in sorted(logs.glob("*.log")):
-            begun: Counter[tuple[str, str]] = Counter()
+            pid = int(path.stem)
+            work.in_hand[pid] = 0
             for line in path.read_text().splitlines():
-                _, kind, *words = line.split()
+                at, kind, *words = line.split()
                 if kind == "begin":
-                    begun[words[0], words[1]] += 1
+                    begun[pid, words[0], words[1]] += 1
                 elif kind == "commit":
-                    del begun[words[0], words[1]]
+                    # A put that came long after its job had ended can succeed too.
+                    first[words[0], words[1]] = min(first.get((words[0], words[1]), (float(at), pid)), (float(at), pid))
                 elif kind == "done":
-                    key, tokens = tuple(words[:4]), int(words[4])
-                    work.rows, work.tokens = work.rows + 1, work.tokens + tokens
-                    if seen[key]:
-                        work.again, work.tokens_again = work.again + 1, work.tokens_again + tokens
-                    seen[key] += 1
-            work.in_hand[int(path.stem)] = begun.total()
+                    work._count(pid, tuple(words[:4]), int(words[4]))
+        for (pid, *batch), rows in begun.items():
+            if first.get((batch[0], batch[1]), (0.0, 0))[1] != pid:
+                work.in_hand[pid] += rows
         return work
+
+    def _count(self, pid: int, row: tuple[str, ...], tokens: int) -> None:
+        doers = self.doers.setdefault(row, [])
+        self.rows, self.tokens = self.rows + 1, self.tokens + tokens
+        if doers:
+            self.again, self.tokens_again = self.again + 1, self.tokens_again + tokens
+        doers.append(pid)

@@ -13,6 +13,7 @@ FAULTS_CURSE see curse.py.
 FAULTS_RAISE the name of a built-in exception: a worker's first task raises it when it has a claim.
 FAULTS_FILES how many files the process may have open.
 FAULTS_CLOCK seconds that the process's clock is ahead.
+FAULTS_LISTED seconds that a worker which gives no sign of life stays listed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import Any
 
 from jobs import spec
 from jobs.layout import batch_of_part, stage_of
-from jobs.ledger import FINALIZE, Ledger
+from jobs.ledger import FINALIZE, Ledger, ledger
 from jobs.permits import Permits
 from jobs.store import Store
 
@@ -113,6 +114,8 @@ def install() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
     if ahead := os.environ.get("FAULTS_CLOCK"):
         _set_clock(float(ahead))
+    if listed := os.environ.get("FAULTS_LISTED"):
+        ledger.WORKER_TTL_S = int(listed)
 
 
 def _put_name(path: str) -> str | None:

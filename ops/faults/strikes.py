@@ -98,6 +98,14 @@ def _cancel(campaign: Campaign) -> bool:
     return job is not None and campaign.mill.call("cancel", job).code == 0
 
 
+def _retry(campaign: Campaign) -> bool:
+    return campaign.orders.retry_one()
+
+
+def _delete(campaign: Campaign) -> bool:
+    return campaign.orders.delete_one()
+
+
 def _damage_a_part(campaign: Campaign) -> bool:
     parts = list(campaign.mill.store_path.glob("data/*/parts/part-*.parquet"))
     if not parts:
@@ -126,6 +134,8 @@ FAULTS: dict[str, tuple[int, Callable[[Campaign], bool] | None]] = {
     "spoil connections": (2, _spoil_connections),
     "pause": (1, _pause),
     "cancel": (2, _cancel),
+    "retry": (2, _retry),
+    "delete": (1, _delete),
     "damage a part": (1, _damage_a_part),
     "kill point": (0, None),
     "curse": (0, None),
