@@ -309,7 +309,7 @@ class Mill:
 
     def _worker_environment(self, env: dict[str, str]) -> dict[str, str]:
         own = {**self.environment, **env}
-        return {**own, "PROMPTMILL_REDIS_URL": as_user(own["PROMPTMILL_REDIS_URL"], "worker")}
+        return {**own, "PROMPTMILL_REDIS_URL": as_user(own.get("PROMPTMILL_REDIS_URL", ""), "worker")}
 
     def workers(self, model: str, folder: Path, count: int) -> list[Worker]:
         """As many live workers, ready to claim."""
