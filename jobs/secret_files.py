@@ -1,4 +1,7 @@
-"""Secrets that a file holds: containers mount them, and neither ``ps`` nor ``docker inspect`` shows them."""
+"""Secrets belong into files: containers mount them, and neither ``ps`` nor ``docker inspect`` shows them.
+
+URIs of stores and sources are shown to people and kept in Redis, so they must hold none.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +41,10 @@ def with_password(url: str, password: str) -> str | None:
     if own or "password" in parse_qs(rest.partition("?")[2]):
         return None
     return f"{scheme}://{user}:{quote(password, safe='')}@{host}{rest[end:]}"
+
+
+def refuse_secrets(what: str, uri: str, instead: str, *, query: bool) -> None:
+    """Raises InputError, which does not show it, for a URI with a password, or a ``query``: these are signatures."""
+    rest = uri.partition("://")[2]
+    if ":" in rest.partition("/")[0].rpartition("@")[0] or (query and "?" in rest):
+        raise InputError(f"{what}: the URI holds a password or a signature, and URIs are shown: {instead}")

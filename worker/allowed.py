@@ -12,11 +12,11 @@ _SETTING = "PROMPTMILL_ALLOWED_MODELS"
 
 
 def check_allowed(source: str, allowed: str | None) -> str:
-    """What to load for ``source``, a folder or a hub id: of a folder the real path, if there is a list of ``allowed`` ones.
+    """What to load for ``source``, a folder or a hub id: of a folder the real path, where there is a list.
 
-    ``allowed`` are patterns with ``*``, ``?`` and ``[...]``, separated by commas, for real paths and hub ids; ``*`` takes
-    in slashes. Links and ``..`` are followed first, so a link in an allowed folder leads no further than the folder
-    does. None allows everything. Raises InputError.
+    ``allowed`` are patterns with ``*``, ``?`` and ``[...]``, separated by commas, for real paths and hub ids; ``*``
+    takes in slashes. Links and ``..`` are followed first, so a link in an allowed folder leads no further than the
+    folder does. None allows everything. Raises InputError.
     """
     if allowed is None:
         return source
