@@ -10,6 +10,7 @@ import pytest
 
 from tests.mill import Mill, Process, Server
 from tests.models import tiny_model
+from tests.redis_users import refused as not_let
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def test_a_login_that_may_not_take_work_is_told_before_the_model_is_loaded(refus
             "promptmill-worker (ops/redis/users.acl)"
         ],
     )
+    assert not_let(server.client) == ["promptmill-producer: command brpop in toplevel"]
 
 
 def test_a_model_that_cannot_be_served_in_flight_is_told_with_what_to_do(refused: Refusals) -> None:
