@@ -13,6 +13,7 @@ from jobs.console import EPILOG_NEWLINES, json_out, run_app, setup_logging
 from jobs.errors import InputError
 from jobs.settings import Settings
 from jobs.spec import split_model
+from worker.allowed import check_allowed
 
 app = typer.Typer(
     name="promptmill-worker",
@@ -76,11 +77,12 @@ def start(
 ) -> None:
     """Serve a model until SIGTERM: the running batches get a grace period, then they are handed back."""
     _require_extra()
-    from worker.app import WorkerOptions, run_worker
-
     settings = Settings.load()
     setup_logging(settings)
     name, source = split_model(model)
+    source = check_allowed(source, settings.allowed_models)
+    from worker.app import WorkerOptions, run_worker
+
     _set_threads(threads)
     options = WorkerOptions(
         model=name,
@@ -110,12 +112,13 @@ def doctor(
 ) -> None:
     """Load a model and generate one prompt: device, dtype, engine, attention, context, memory."""
     _require_extra()
-    from worker.app import WorkerOptions
-    from worker.doctor import examine
-
     settings = Settings.load()
     setup_logging(settings)
     name, source = split_model(model)
+    source = check_allowed(source, settings.allowed_models)
+    from worker.app import WorkerOptions
+    from worker.doctor import examine
+
     options = WorkerOptions(
         model=name, source=source, device=device, dtype=dtype, engine=engine, trust_remote_code=trust_remote_code
     )

@@ -24,7 +24,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from jobs.errors import InputError, RedisFullError, RedisUnavailableError
-from jobs.ledger import keys
+from jobs.ledger import keys, tls
 
 _T = TypeVar("_T")
 
@@ -34,19 +34,23 @@ CONNECT_TIMEOUT_S = 5.0
 #: Seconds between pings of an idle connection, below the idle timeouts of common firewalls.
 HEALTH_CHECK_S = 25
 
+#: Where user and password are set.
+_LOGIN = "PROMPTMILL_REDIS_URL and PROMPTMILL_REDIS_PASSWORD_FILE"
+
 _FULL = "is out of memory: raise maxmemory, or wait until jobs end"
 
 #: Replies that mean "not now" or "not you" rather than a mistake of ours, and what to do about each.
 _REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
-    (AuthenticationError, "refuses the user name or password: check them in PROMPTMILL_REDIS_URL"),
-    (AuthorizationError, "refuses this user: check PROMPTMILL_REDIS_URL"),
+    (AuthenticationError, f"refuses the user name or password: check {_LOGIN}"),
+    (AuthorizationError, f"refuses this user: check {_LOGIN}"),
     (NoPermissionError, "does not let this user do that: check its ACL"),
     (OutOfMemoryError, _FULL),
     (ReadOnlyError, "is a read-only replica: point PROMPTMILL_REDIS_URL at the primary"),
     (BusyLoadingError, "is loading its data: try again in a moment"),
 )
+#: What one who gave no password is told: by a server that has one, or where the default user may do next to nothing.
+_FOR_NOBODY = (AuthenticationError, NoPermissionError)
 _REFUSAL_PREFIXES = {
-    "NOAUTH": "wants a password: put it into PROMPTMILL_REDIS_URL",
     "MISCONF": "cannot save to its disk and refuses writes: see the server's log",
     "OOM": _FULL,
     "BUSY": "is busy with a script: try again in a moment",
@@ -65,7 +69,7 @@ def connect(url: str) -> redis.Redis:
     """
     try:
         url.encode("utf-8")
-        return redis.Redis.from_url(
+        client = redis.Redis.from_url(
             url,
             socket_timeout=SOCKET_TIMEOUT_S,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
@@ -79,6 +83,8 @@ def connect(url: str) -> redis.Redis:
             "the Redis URL cannot be read: write redis://[user:password@]host:port/db, rediss:// or unix:// "
             "(characters such as '/', '#' and '@' in a password as %2F, %23, %40)"
         ) from None
+    tls.check_files(client.connection_pool.connection_kwargs)
+    return client
 
 
 def address(client: redis.Redis) -> str:
@@ -95,23 +101,25 @@ def explained(client: redis.Redis) -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        reason = _reason(error)
+        reason = _reason(error, client.connection_pool)
         if reason is None:
             raise
         kind = RedisFullError if reason == _FULL else RedisUnavailableError
         raise kind(f"Redis at {address(client)} {reason}") from error
 
 
-def _reason(error: RedisError) -> str | None:
+def _reason(error: RedisError, pool: redis.ConnectionPool) -> str | None:
+    if isinstance(error, _FOR_NOBODY) and not pool.connection_kwargs.get("password"):
+        return f"wants a user name and a password: set {_LOGIN}"
     for kind, reason in _REFUSALS:
         if isinstance(error, kind):
             return reason
     if isinstance(error, redis.exceptions.TimeoutError):
-        return "does not answer in time"
+        return "does not answer in time" + tls.of_silence(error)
     if isinstance(error, redis.exceptions.InvalidResponse):
         return "answers, but is no Redis: check PROMPTMILL_REDIS_URL"
     if isinstance(error, redis.exceptions.ConnectionError):
-        return f"cannot be reached: {str(error).rstrip('.')}"
+        return f"cannot be reached: {tls.said(str(error).rstrip('.'), pool)}"
     if isinstance(error, ResponseError):
         text = str(error)
         return next((reason for prefix, reason in _REFUSAL_PREFIXES.items() if text.startswith(prefix)), None)

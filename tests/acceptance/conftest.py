@@ -9,6 +9,7 @@ import pytest
 
 from tests.mill import Mill, Server
 from tests.models import tiny_model
+from tests.redis_users import refused
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("redis")).start()
     yield server
+    left = refused(server.client)
     server.close()
+    assert left == [], "producer and worker may do all that they do: their rights are whole"
 
 
 @pytest.fixture(scope="session")
