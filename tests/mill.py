@@ -76,7 +76,8 @@ class Server:
         self._config = [f"bind {address}", f"port {self.port}", f'dir "{folder}"', 'save ""', "appendonly yes",
                         "appendfsync always", "maxmemory-policy noeviction", *extra]  # fmt: skip
         if host:
-            self._config.append(f'unixsocket "{folder}/socket"')
+            # Its users log in; by default a server whose default user needs no password is for its own machine alone.
+            self._config += [f'unixsocket "{folder}/socket"', "protected-mode no"]
         self._password = password
         self._process: subprocess.Popen[bytes] | None = None
         self.client = redis.Redis.from_url(self.console, decode_responses=True, socket_timeout=5)

@@ -51,6 +51,8 @@ _REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
 #: What one who gave no password is told: by a server that has one, or where the default user may do next to nothing.
 _FOR_NOBODY = (AuthenticationError, NoPermissionError)
 _REFUSAL_PREFIXES = {
+    "DENIED": "is in protected mode and takes no connection from other machines: give it users who log in "
+    "(ops/redis/users) and `protected-mode no`",
     "MISCONF": "cannot save to its disk and refuses writes: see the server's log",
     "OOM": _FULL,
     "BUSY": "is busy with a script: try again in a moment",

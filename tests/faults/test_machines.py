@@ -193,7 +193,7 @@ def machines() -> Iterator[Machines]:
 @pytest.fixture(scope="module")
 def site(machines: Machines, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    server = Server(folder / "redis", password="of-the-redis-host", host=machines["redis"])
+    server = Server(folder / "redis", host=machines["redis"])
     s3 = Command([sys.executable, "-c", _S3, machines["s3"].address], {}, folder / "s3.log", machines["s3"])
     mill = Mill(folder, server.url, "s3://mill/store")
     mill.processes.append(s3)
