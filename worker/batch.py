@@ -212,12 +212,24 @@ def finalize_claimed(worker: WorkerContext, claim: Claim, lease: HeldLease) -> N
 
 
 def _finish(worker: WorkerContext, job: JobFile, claim: Claim, counts: PartCounts) -> None:
-    """Tell the ledger; one that has forgotten the job learns it from the store, this part included."""
-    try:
-        finished = worker.ledger.finish(job.id, claim.batch, claim.token, counts)
-    except UnknownJobError:
-        recover_job(worker.store, worker.ledger, job.id)
-        return
+    """Tell the ledger; one that has forgotten the job learns it from the store, this part included.
+
+    One that is away is waited for: the slot could claim nothing meanwhile, and the lease of a batch that was given up
+    would have to expire before anyone found its part. Raises UnavailableError where the process is draining.
+    """
+    while True:
+        try:
+            finished = worker.ledger.finish(job.id, claim.batch, claim.token, counts)
+        except UnknownJobError:
+            recover_job(worker.store, worker.ledger, job.id)
+            return
+        except UnavailableError as error:
+            if worker.draining.is_set():
+                raise
+            _log.warning("job %s batch %d is done and waits to be told: %s", job.id, claim.batch, error)
+            worker.back_off()
+        else:
+            break
     if finished.finalize:
         _send_permit(worker)
 

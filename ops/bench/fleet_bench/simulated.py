@@ -105,6 +105,8 @@ class Record:
         self.registered: dict[str, float] = {}
         #: Claims of each batch, of the whole run.
         self.batches: Counter[str] = Counter()
+        #: Those that were given up: their finish could not be told.
+        self.given_up: Counter[str] = Counter()
 
     def claimed(self, seconds: float, claim: Claim | None) -> None:
         with self._lock:
@@ -224,7 +226,7 @@ def act(told: Told) -> None:
     # would be all that the machine does. They give it up by themselves at every call to the server.
     sys.setswitchinterval(_SWITCH_S)
     pace, record = Pace(told.batch_s), Record()
-    _replace_batches(pace)
+    _replace_batches(pace, record)
     settings = Settings.load(store=told.store, redis_url=told.url)
     store = Store.open(told.store)
     TimedLedger.record = record
@@ -237,12 +239,12 @@ def act(told: Told) -> None:
             pace.change(float(line))
         print(json.dumps(record.take()), flush=True)
     pace.end()
-    print(json.dumps({"batches": record.batches}), flush=True)
+    print(json.dumps({"batches": record.batches, "given_up": record.given_up}), flush=True)
     # Thousands of threads need not be waited for.
     os._exit(0)
 
 
-def _replace_batches(pace: Pace) -> None:
+def _replace_batches(pace: Pace, record: Record) -> None:
     """Claims lead to a pause and a finish."""
 
     class Job:
@@ -254,7 +256,11 @@ def _replace_batches(pace: Pace) -> None:
         pace.wait(worker.registration.id)
         if not pace.over:
             job: Any = Job(claim.job)
-            batch._finish(worker, job, claim, PART)
+            try:
+                batch._finish(worker, job, claim, PART)
+            except Exception:
+                record.given_up[f"{claim.job}:{claim.batch}"] += 1
+                raise
 
     def finalize_claimed(worker: WorkerContext, claim: Claim, lease: HeldLease) -> None:
         state = worker.ledger.job(claim.job)

@@ -207,16 +207,25 @@ class Simulation:
         }
 
     def end(self) -> dict[str, Any]:
-        """Stop the fleet: how many batches were claimed, and how many of them more than once."""
+        """Stop the fleet: how many batches were claimed, how many of them again, and how many of those although nobody
+        had given them up, which must be none."""
         batches: Counter[str] = Counter()
+        given_up: Counter[str] = Counter()
         for client in self._clients:
             assert client.stdin is not None
             client.stdin.close()
         for client in self._clients:
-            batches.update(_answer(client)["batches"])
+            answer = _answer(client)
+            batches.update(answer["batches"])
+            given_up.update(answer["given_up"])
         done = sum(state.done for state in self.connection.ledger.jobs())
         again = sum(count - 1 for count in batches.values())
-        return {"claimed": sum(batches.values()), "claimed_again": again, "done": done}
+        twice = sum(max(count - 1 - given_up[name], 0) for name, count in batches.items())
+        given = sum(given_up.values())
+        return {
+            "claimed": sum(batches.values()), "done": done, "given_up": given, "claimed_again": again,
+            "claimed_twice": twice,
+        }  # fmt: skip
 
     def close(self) -> None:
         self.connection.close()

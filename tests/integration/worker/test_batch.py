@@ -12,7 +12,7 @@ import pytest
 from jobs import layout
 from jobs.errors import RedisUnavailableError
 from jobs.inputs import unrun_batch
-from jobs.ledger import LeaseState, Release
+from jobs.ledger import Finished, LeaseState, Release
 from jobs.prompts import read_batch
 from jobs.reconcile import Reconciler
 from jobs.spec import SamplingParams, Status
@@ -277,11 +277,31 @@ def test_a_ledger_that_forgot_the_job_meanwhile_learns_it_from_the_store(bench: 
     assert bench.run(worker, job).completed == 8
 
 
-def test_a_redis_that_is_down_at_the_commit_costs_no_row(bench: Bench, prompts: Prompts) -> None:
+def test_a_redis_that_is_down_at_the_commit_is_told_when_it_is_back(bench: Bench, prompts: Prompts) -> None:
     worker, job = bench.worker(), bench.submit(prompts(4))
-    with patch.object(worker.ledger, "finish", side_effect=RedisUnavailableError("down")):
-        run_permit(worker)  # ends: where Redis or the store are down, the next permit is the next try
+    finish, tries = worker.ledger.finish, iter([RedisUnavailableError("down")])
+
+    def down_at_first(*args: Any) -> Finished:
+        if error := next(tries, None):
+            raise error
+        return finish(*args)
+
+    with patch.object(worker.ledger, "finish", down_at_first):
+        assert run_claim(worker)
+    assert (bench.state(job).done, bench.state(job).running) == (1, 0)
+
+
+def test_a_redis_that_is_down_at_the_end_of_a_worker_costs_no_row(bench: Bench, prompts: Prompts) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(4))
+
+    def down(*_: Any) -> Finished:
+        worker.draining.set()
+        raise RedisUnavailableError("down")
+
+    with patch.object(worker.ledger, "finish", down):
+        run_permit(worker)
     assert bench.state(job).done == 0
+    worker.draining.clear()
     done = worker.engine.stats().rows
 
     assert bench.run(worker, job).completed == 4

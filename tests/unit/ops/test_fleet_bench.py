@@ -67,7 +67,7 @@ def test_a_simulated_fleet_works_before_and_after_the_end_of_its_server(found: d
 def test_no_batch_is_claimed_twice_while_its_lease_lives(found: dict[str, Any]) -> None:
     fleet = found["simulation"]
     assert fleet["claimed"] >= fleet["done"] > 0
-    assert fleet["claimed_again"] == 0
+    assert fleet["claimed_twice"] == 0
 
 
 def test_people_see_three_tables(done: subprocess.CompletedProcess[str]) -> None:
