@@ -88,7 +88,7 @@ class Sweeper(threading.Thread):
             if time.monotonic() >= self._not_before:
                 self._sweep()
             # Not in step with others: each has its turns, for a job may be of a version that only some of them read.
-            self._stopped.wait(self._settings.sweep_s * random.uniform(0.9, 1.1))
+            self._stopped.wait(self._settings.sweep_s * random.uniform(0.7, 1.3))
 
     def _sweep(self) -> None:
         try:
