@@ -97,7 +97,8 @@ def _jobs(seen: Observation) -> Iterator[Metric]:
         f"Live jobs without series of their own: only the {LISTED_JOBS} oldest have them.",
         value=seen.live_jobs - len(seen.listed),
     )
-    labels = ["job", "model"]
+    # Not "job": that is what Prometheus calls a group of targets.
+    labels = ["job_id", "model"]
     rows = GaugeMetricFamily(
         "promptmill_job_rows", "Result rows of a live job; waiting: not there yet.", labels=[*labels, "status"]
     )
