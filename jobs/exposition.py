@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, disable_created_metrics, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
@@ -24,6 +24,9 @@ from jobs.counters import recoveries
 from jobs.errors import InputError
 
 _log = logging.getLogger(__name__)
+
+# Of no use to a Prometheus, and as many series again.
+disable_created_metrics()
 
 #: Seconds that a client may take over its request: one that sends nothing must not keep a thread for ever.
 _CLIENT_S = 10.0
@@ -109,13 +112,13 @@ def _application(probes: Probes, registry: CollectorRegistry) -> Callable[..., I
             answer: Iterable[bytes] = metrics(environ, start_response)
             return answer
         if path not in ("/healthz", "/readyz"):
-            start_response("404 Not Found", _TEXT)
+            start_response("404 Not Found", [_TEXT])
             return [b"/metrics, /healthz, /readyz\n"]
         wrong = (probes.health if path == "/healthz" else probes.ready)()
-        start_response("503 Service Unavailable" if wrong else "200 OK", _TEXT)
+        start_response("503 Service Unavailable" if wrong else "200 OK", [_TEXT])
         return [f"{wrong or 'ok'}\n".encode()]
 
     return application
 
 
-_TEXT = [("Content-Type", "text/plain; charset=utf-8")]
+_TEXT = ("Content-Type", "text/plain; charset=utf-8")

@@ -48,9 +48,14 @@ class Reconciler:
             return None
         for job, batch in sweep.returned:
             recoveries.count(Reason.LEASE_EXPIRED)
-            _log.warning("job %s: the lease of batch %d expired, the batch goes back", job, batch)
+            _log.warning(
+                "job %s: the lease of batch %d expired, the batch goes back",
+                job,
+                batch,
+                extra={"job": job, "batch": batch},
+            )
         for job in sweep.expired:
-            _log.warning("job %s: its deadline has passed", job)
+            _log.warning("job %s: its deadline has passed", job, extra={"job": job})
             note_expired(self.store, job)
         self._adopt()
         self._clean_up()
@@ -83,9 +88,9 @@ class Reconciler:
                     self._ended.add(job)
                 else:
                     recoveries.count(Reason.JOB_RESTORED)
-                    _log.warning("job %s was accepted but unknown to the ledger: restored", job)
+                    _log.warning("job %s was accepted but unknown to the ledger: restored", job, extra={"job": job})
             except UnavailableError:
                 raise
             except PromptmillError as error:
                 self._ended.add(job)
-                _log.error("job %s is left alone: %s", job, error)
+                _log.error("job %s is left alone: %s", job, error, extra={"job": job})

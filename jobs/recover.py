@@ -40,7 +40,7 @@ def recover_all(store: Store, ledger: Ledger) -> Recovery:
         except UnknownJobError:
             continue  # deleted since it was listed
         except DamagedFileError as error:
-            _log.error("job %s is left alone: %s", job, error)
+            _log.error("job %s is left alone: %s", job, error, extra={"job": job})
             found.damaged.append(job)
     ledger.recovered()
     return found

@@ -8,6 +8,7 @@ from jobs.deletion import clear_if_deleted
 from jobs.ending import end_job
 from jobs.errors import InputError, LeaseLostError, PromptmillError, UnknownJobError
 from jobs.ledger import Beat, Claim, LeaseState, Release
+from jobs.logs import turn_to
 from jobs.records import wish_cancel
 from jobs.spec import JobStatus, Status
 from producer.connection import Connection
@@ -91,6 +92,7 @@ def _end(connection: Connection, claim: Claim) -> None:
         if ledger.heartbeat([beat]).get((claim.job, claim.batch)) is LeaseState.LOST:
             raise LeaseLostError
 
+    turn_to(job=claim.job)
     try:
         end_job(connection.store, ledger, connection.permits, claim, alive)
     except LeaseLostError:
@@ -106,3 +108,4 @@ def _end(connection: Connection, claim: Claim) -> None:
         # Counted: what comes back every time is to fail the job in the end.
         ledger.release(claim.job, claim.batch, claim.token, Release.FAILED)
         raise
+    turn_to()

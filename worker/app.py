@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from celery import bootsteps, signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
@@ -31,6 +30,7 @@ from worker.engine.request import Engine, EngineLimits
 from worker.heartbeat import EXIT_ENGINE, Upkeep
 from worker.metrics import serve_metrics, watch_engine
 from worker.models import LoadedModel, load_model
+from worker.naming import worker_name
 from worker.tasks import register_tasks
 
 _log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class WorkerOptions:
     trust_remote_code: bool = False
     #: End when this process is no longer the parent.
     parent_pid: int | None = None
+    #: As which it registers.
+    name: str = field(default_factory=worker_name)
 
 
 def run_worker(settings: Settings, options: WorkerOptions) -> int:
@@ -109,7 +111,7 @@ def build_context(
     """All that the tasks of this process share; the engine is warm, but not started. Raises ModelError."""
     engine, engine_name = engine_for(options, loaded)
     registration = WorkerInfo(
-        id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+        id=options.name,
         model=options.model,
         fingerprint=loaded.fingerprint,
         host=socket.gethostname(),

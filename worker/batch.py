@@ -21,6 +21,7 @@ from jobs.deletion import clear_if_deleted
 from jobs.ending import end_job
 from jobs.errors import DamagedFileError, LeaseLostError, StoreUnavailableError, UnavailableError, UnknownJobError
 from jobs.ledger import FINALIZE, Claim, LeaseState, Release
+from jobs.logs import turn_to
 from jobs.parts import Part, commit_part, find_part
 from jobs.records import pin, read_job
 from jobs.recover import recover_job
@@ -65,6 +66,7 @@ def run_claim(worker: WorkerContext) -> bool:
 
     Raises UnavailableError where the ledger cannot be asked.
     """
+    turn_to()
     with ExitStack() as admission:
         if not admission.enter_context(worker.admission()):
             return False
@@ -72,6 +74,7 @@ def run_claim(worker: WorkerContext) -> bool:
         if claim is None:
             return False
         done = False
+        turn_to(job=claim.job, batch=claim.batch if claim.kind != FINALIZE else None, attempt=claim.attempt)
         if claim.kind != FINALIZE and claim.attempt > 1:
             recoveries.count(Reason.BATCH_RETRIED)
         with _leased(worker, claim) as lease:
@@ -137,8 +140,9 @@ def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease, submitted: 
     part = find_part(worker.store, job, claim.batch)
     if part is None:
         part = _commit(worker, job, claim, lease, _contents(worker, job, claim, lease, submitted))
+        # Now: it stays committed whether or not the ledger can be told.
+        observe_batch(worker.model, part.counts, time.monotonic() - started)
     _finish(worker, job, claim, part.counts)
-    observe_batch(worker.model, part.counts, time.monotonic() - started)
 
 
 def _commit(worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease, content: bytes) -> Part:

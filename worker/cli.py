@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jobs.console import EPILOG_NEWLINES, json_out, run_app, setup_logging
+from jobs.console import EPILOG_NEWLINES, json_out, run_app, service, setup_logging
+from jobs.logs import sign_lines
 from jobs.settings import Settings
 from jobs.spec import split_model
+from worker.naming import worker_name
 
 app = typer.Typer(
     name="promptmill-worker",
@@ -56,10 +58,12 @@ def start(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch (default: its own choice).")] = None,
 ) -> None:
     """Serve a model until SIGTERM: the running batches get a grace period, then they are handed back."""
+    settings, this = Settings.load(), worker_name()
+    setup_logging(settings)
+    sign_lines(worker=this)
+    # Imported after that: libraries warn while they are imported.
     from worker.app import WorkerOptions, run_worker
 
-    settings = Settings.load()
-    setup_logging(settings)
     name, source = split_model(model)
     _set_threads(threads)
     options = WorkerOptions(
@@ -75,8 +79,11 @@ def start(
         grace_s=grace,
         trust_remote_code=trust_remote_code,
         parent_pid=parent,
+        name=this,
     )
-    raise typer.Exit(run_worker(settings, options))
+    with service(settings):
+        status = run_worker(settings, options)
+    raise typer.Exit(status)
 
 
 @app.command(epilog=f"Example:{EPILOG_NEWLINES}promptmill-worker doctor --model gpt2")

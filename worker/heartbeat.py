@@ -202,5 +202,7 @@ class Heartbeat(threading.Thread):
             if state is not LeaseState.HELD and lease.state is LeaseState.HELD:
                 if state is LeaseState.LOST:
                     recoveries.count(Reason.LEASE_LOST)
-                _log.info("job %s batch %d: %s", lease.claim.job, lease.claim.batch, state)
+                claim = lease.claim
+                fields = {"job": claim.job, "batch": claim.batch, "attempt": claim.attempt}
+                _log.info("job %s batch %d: %s", claim.job, claim.batch, state, extra=fields)
                 lease.drop(state)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import EPILOG_NEWLINES, setup_logging
+from jobs.console import EPILOG_NEWLINES, service, setup_logging
 from producer.cli.flags import PlaceFlags, with_flags
 
 _EXAMPLES = (
@@ -37,4 +37,5 @@ def exporter_command(
     # Imported late: prometheus-client and Celery take a while, and no other command wants them.
     from producer.exporter import run_exporter
 
-    run_exporter(settings, port, host, model or ())
+    with service(settings):
+        run_exporter(settings, port, host, model or ())

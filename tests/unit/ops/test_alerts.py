@@ -24,7 +24,12 @@ ABSENT = 77
 
 def promtool(*arguments: str) -> None:
     done = subprocess.run(
-        [ROOT / "ops" / "promtool", *arguments], cwd=MONITORING, capture_output=True, text=True, timeout=110, check=False
+        [ROOT / "ops" / "promtool", *arguments],
+        cwd=MONITORING,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
     )
     if done.returncode == ABSENT:
         pytest.skip(done.stderr.strip().splitlines()[-1])
