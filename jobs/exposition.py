@@ -26,7 +26,7 @@ from jobs.errors import InputError
 _log = logging.getLogger(__name__)
 
 # Of no use to a Prometheus, and as many series again.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: Seconds that a client may take over its request: one that sends nothing must not keep a thread for ever.
 _CLIENT_S = 10.0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from celery import bootsteps, signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+from celery.worker import state
 
 from jobs import __version__
 from jobs.exposition import Probes
@@ -224,14 +225,18 @@ def drain_step(drain: Drain, upkeep: Upkeep) -> type[bootsteps.StartStopStep]:
     go on for as long as there is work: a process that lives and takes no permits.
     """
 
+    def warm(*_: object) -> None:
+        drain.by_signal()
+        state.should_stop = os.EX_OK
+
     class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
         # Started after Celery installed its handlers; closed before the pool waits for its threads.
         requires = ("celery.worker.components:Pool",)
 
         def start(self, parent: object) -> None:
-            # Celery's cold shutdown (SIGQUIT, or SIGINT twice) is not implemented for a pool of threads, and its
-            # restart (SIGHUP) starts a command line that is not ours.
-            warm = signal.getsignal(signal.SIGTERM)
+            # Celery's cold shutdown (SIGQUIT, or SIGINT twice) is not implemented for a pool of threads, its restart
+            # (SIGHUP) starts a command line that is not ours, and its warm one prints a line that is no log line.
+            signal.signal(signal.SIGTERM, warm)
             signal.signal(signal.SIGINT, warm)
             signal.signal(signal.SIGQUIT, signal.SIG_IGN)
             signal.signal(signal.SIGHUP, signal.SIG_IGN if hangup is signal.SIG_IGN else warm)

@@ -137,6 +137,43 @@ def test_a_worker_and_an_exporter_are_seen_through_a_job_and_the_loss_of_redis(
     assert told[1] == "redis: works again"
 
 
+def test_an_exporter_waits_for_redis_and_then_ends_the_jobs_that_no_worker_would(
+    own_mill: Mill, own_server: Server
+) -> None:
+    mill = own_mill
+    mill.call("submit", mill.prompts("lone", 4), "--model", "nobody", "--job-id", "lone").ok()
+    own_server.kill()
+    exporter, port = started_exporter(mill)
+    code, why = get(port, "/readyz")
+    wait_until("Redis to be asked", lambda: samples(port).get('promptmill_up{part="redis"}') == 0)
+    assert (code, why.partition(":")[0]) == (503, "redis")
+    assert 'promptmill_backlog_batches{model="nobody"}' not in samples(port), "nothing is claimed of what is not known"
+
+    own_server.start()
+    wait_until("the backlog", lambda: samples(port).get('promptmill_backlog_batches{model="nobody"}') == 1)
+    assert samples(port)['promptmill_job_rows{job_id="lone",model="nobody",status="waiting"}'] == 4
+    with mill.ledger() as ledger:
+        ledger.cancel("lone")
+    wait_until("the dataset", (mill.dataset("lone") / "_SUCCESS").exists)
+    wait_until("the end", lambda: samples(port)['promptmill_jobs{model="nobody",status="cancelled"}'] == 1)
+    left = samples(port)
+    assert left['promptmill_backlog_batches{model="nobody"}'] == 0, "a model without jobs is not forgotten"
+    assert not [name for name in left if 'job_id="lone"' in name]
+
+    taken = mill.run("exporter", "--port", str(port), "--host", "127.0.0.1")
+    assert (taken.code, taken.err.startswith(f"error: --port {port} cannot be used")) == (2, True)
+    exporter.send(signal.SIGTERM)
+    assert exporter.wait() == 0
+
+
+@pytest.mark.parametrize("wrong", [{"PROMPTMILL_STORE": "ftp://there"}, {"PROMPTMILL_REDIS_URL": "here"}])
+def test_an_exporter_that_can_never_work_ends_with_one_sentence(own_mill: Mill, wrong: dict[str, str]) -> None:
+    done = own_mill.run("exporter", "--port", str(free_port()), **wrong)
+    assert done.code == 2
+    assert [line for line in done.err.splitlines() if "INFO" not in line] == [done.err.splitlines()[-1]]
+    assert done.err.splitlines()[-1].startswith("error: ")
+
+
 def assert_expressions_are_served(served: dict[str, set[str]]) -> None:
     """Every metric that a rule or a panel asks for is one that is served, and has the labels that it is asked by."""
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text(encoding="utf-8"))["groups"]
