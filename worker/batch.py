@@ -27,6 +27,7 @@ from jobs.records import pin, read_job
 from jobs.recover import recover_job
 from jobs.results import PartCounts
 from jobs.spec import JobFile
+from jobs.tracing import moment, span, step
 from worker.context import WorkerContext
 from worker.generate import failed_batch, generate
 from worker.leases import HeldLease
@@ -70,6 +71,7 @@ def run_claim(worker: WorkerContext) -> bool:
     with ExitStack() as admission:
         if not admission.enter_context(worker.admission()):
             return False
+        began = moment()
         claim = worker.ledger.claim(worker.info())
         if claim is None:
             return False
@@ -84,7 +86,8 @@ def run_claim(worker: WorkerContext) -> bool:
                 admission.close()
                 finalize_claimed(worker, claim, lease)
             else:
-                run_batch(worker, claim, lease, admission.close)
+                with span("batch", worker.store.id, claim.job, began, batch=claim.batch, attempt=claim.attempt):
+                    run_batch(worker, claim, lease, admission.close)
             worker.went_well()
             done = True
         return done
@@ -139,10 +142,14 @@ def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease, submitted: 
     _pin(worker, job)
     part = find_part(worker.store, job, claim.batch)
     if part is None:
-        part = _commit(worker, job, claim, lease, _contents(worker, job, claim, lease, submitted))
+        with step("generate"):
+            content = _contents(worker, job, claim, lease, submitted)
+        with step("commit"):
+            part = _commit(worker, job, claim, lease, content)
         # Now: it stays committed whether or not the ledger can be told.
         observe_batch(worker.model, part.counts, time.monotonic() - started)
-    _finish(worker, job, claim, part.counts)
+    with step("finish"):
+        _finish(worker, job, claim, part.counts)
 
 
 def _commit(worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease, content: bytes) -> Part:

@@ -11,6 +11,7 @@ from jobs.console import EPILOG_NEWLINES, json_out, run_app, service, setup_logg
 from jobs.logs import sign_lines
 from jobs.settings import Settings
 from jobs.spec import split_model
+from jobs.tracing import traced
 from worker.naming import worker_name
 
 app = typer.Typer(
@@ -81,7 +82,7 @@ def start(
         parent_pid=parent,
         name=this,
     )
-    with service(settings):
+    with service(settings), traced("promptmill-worker"):
         status = run_worker(settings, options)
     raise typer.Exit(status)
 

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from jobs import __version__
 from jobs.console import Interrupted, setup_logging
 from jobs.settings import Settings
+from jobs.tracing import setup_tracing
 from producer.cli import control, doctor, exporter, jobs, report, results, run, submit
 
 
@@ -50,3 +51,4 @@ def _start(
     settings = Settings.load()
     level = "warning" if settings.log_level == "info" else settings.log_level
     setup_logging(settings.model_copy(update={"log_level": level}))
+    setup_tracing("promptmill")
