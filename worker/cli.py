@@ -52,7 +52,9 @@ def start(
     ] = None,
     max_rows: Annotated[int, typer.Option(min=1, max=4096, help="Rows that generate at once.")] = 32,
     engine: Engine = "auto",
-    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Serve /metrics, /healthz and /readyz.")
+    ] = None,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM gives the running batches.")] = 30.0,
     trust_remote_code: TrustRemoteCode = False,
     parent: Annotated[int | None, typer.Option(hidden=True, help="End with this process.")] = None,
