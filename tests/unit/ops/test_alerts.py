@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -76,3 +77,15 @@ def test_an_alert_leads_to_its_section_of_the_docs(name: str) -> None:
 def test_every_section_of_the_docs_is_about_an_alert_that_there_is() -> None:
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^#+ (Promptmill\w+)$", page, re.MULTILINE)) == set(ALERTS)
+
+
+def test_prometheus_understands_the_query_of_every_panel(tmp_path: Path) -> None:
+    board = json.loads((MONITORING / "grafana" / "dashboards" / "promptmill.json").read_text(encoding="utf-8"))
+    queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+    for name, value in (("$__rate_interval", "1m"), ("$model", ".*"), ("$job_id", ".*")):
+        queries = [query.replace(name, value) for query in queries]
+    rules = [{"record": f"panel_{number}", "expr": query} for number, query in enumerate(queries)]
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    promtool("check", "rules", str(tmp_path / "panels.yml"))
+    assert len(queries) > 30
+    assert not any("$" in query for query in queries)
