@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import PromptmillError, SourceError, one_line
+from jobs.logs import JsonFormatter
 
 if TYPE_CHECKING:
     from jobs.settings import Settings
@@ -102,32 +105,42 @@ def _drop_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+@contextmanager
+def service(settings: Settings) -> Iterator[None]:
+    """Around what goes on until it is told to end: why it ends otherwise is a line of its log, whatever its form.
 
-    def format(self, record: logging.LogRecord) -> str:
-        from datetime import UTC, datetime
-
-        import orjson
-
-        entry = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(entry).decode()
+    Where the log is JSON, whoever reads it takes nothing else.
+    """
+    if settings.log_format == "text":
+        yield
+        return
+    try:
+        yield
+    except PromptmillError as error:
+        logging.getLogger("promptmill").critical("%s", error)
+        raise SystemExit(error.exit_code) from error
+    except Exception:
+        logging.getLogger("promptmill").critical("internal error; please report it", exc_info=True)
+        raise SystemExit(EXIT_INTERNAL) from None
 
 
 def setup_logging(settings: Settings) -> None:
-    """Log to stderr at the level and in the form that the settings ask for."""
+    """Log to stderr at the level and in the form that the settings ask for; as JSON, Python's warnings too."""
     handler = logging.StreamHandler(sys.stderr)
     if settings.log_format == "json":
-        handler.setFormatter(_JsonFormatter())
+        handler.setFormatter(JsonFormatter())
+        logging.captureWarnings(True)
+        threading.excepthook = _log_thread_error
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for chatty in ("httpx", "urllib3", "filelock", "kombu", "amqp", "celery.app.trace", "celery.worker.strategy"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _log_thread_error(error: threading.ExceptHookArgs) -> None:
+    """What ended a thread, as a line of the log: Python's own words are many lines of text."""
+    if error.exc_value is not None and not isinstance(error.exc_value, SystemExit):
+        trace = (error.exc_type, error.exc_value, error.exc_traceback)
+        name = error.thread.name if error.thread else "?"
+        logging.getLogger("promptmill").error("the thread %s ended", name, exc_info=trace)

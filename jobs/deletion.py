@@ -46,7 +46,7 @@ def clear_if_deleted(store: Store, job: str, forget: Callable[[str], None]) -> b
     """Whether ``job`` was deleted while somebody worked on it; what that put of it meanwhile is removed then."""
     if store.exists(layout.job_file(job)) or not is_deleted(store, job):
         return False
-    _log.warning("job %s was deleted: what was in hand of it is dropped", job)
+    _log.warning("job %s was deleted: what was in hand of it is dropped", job, extra={"job": job})
     delete_job(store, job, forget)
     return True
 
@@ -57,7 +57,7 @@ def _bury(store: Store, job: str) -> str | None:
     try:
         stage = read_job(store, job).stage
     except DamagedFileError as error:
-        _log.warning("the files of job %s that its record names are left to upkeep: %s", job, error)
+        _log.warning("the files of job %s that its record names are left to upkeep: %s", job, error, extra={"job": job})
     except UnknownJobError:
         if not is_deleted(store, job):
             raise
@@ -94,5 +94,5 @@ def remove_leftovers(store: Store) -> list[str]:
     for job in cleared:
         store.delete([path for path, owner in left.items() if owner == job])
         store.remove_empty_folders(layout.results_prefix(job))
-        _log.info("job %s was deleted: what workers put of it after that is removed", job)
+        _log.info("job %s was deleted: what workers put of it after that is removed", job, extra={"job": job})
     return cleared

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from jobs.counters import Reason, recoveries
 from jobs.deletion import clear_if_deleted
 from jobs.errors import DamagedFileError, PromptmillError
 from jobs.finalize import MissingPartsError, Progress, finalize
@@ -14,6 +15,7 @@ from jobs.recover import manifest_status
 from jobs.results import PartCounts
 from jobs.spec import JobFile
 from jobs.store import Store
+from jobs.tracing import span
 
 if TYPE_CHECKING:
     # Celery takes a while to import, and commands that end no job import this module too.
@@ -32,10 +34,12 @@ def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive:
     has failed. ``alive`` is as in ``finalize``. Raises UnknownJobError, UnavailableError.
     """
     try:
-        job = read_job(store, claim.job)
-        _end(store, ledger, job, claim, alive)
+        with span("finalize", store.id, claim.job, attempt=claim.attempt):
+            job = read_job(store, claim.job)
+            _end(store, ledger, job, claim, alive)
     except MissingPartsError as error:
         store.require()
+        recoveries.count(Reason.PART_LOST, len(error.batches))
         _log.error("%s: they are generated again", error)
         if not ledger.reopen(claim.job, error.batches, error.counts):
             # It is cancelled or expired: the next finalization fills them, and need not wait for this lease to expire.

@@ -10,6 +10,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+from jobs.counters import Reason, recoveries
 from jobs.errors import JobVersionError, PromptmillError, UnavailableError
 from jobs.ledger import Ledger, Sweep
 from jobs.permits import Permits
@@ -47,9 +48,15 @@ class Reconciler:
         if sweep is None:
             return None
         for job, batch in sweep.returned:
-            _log.warning("job %s: the lease of batch %d expired, the batch goes back", job, batch)
+            recoveries.count(Reason.LEASE_EXPIRED)
+            _log.warning(
+                "job %s: the lease of batch %d expired, the batch goes back",
+                job,
+                batch,
+                extra={"job": job, "batch": batch},
+            )
         for job in sweep.expired:
-            _log.warning("job %s: its deadline has passed", job)
+            _log.warning("job %s: its deadline has passed", job, extra={"job": job})
             note_expired(self.store, job)
         self._adopt()
         self._clean_up()
@@ -89,11 +96,12 @@ class Reconciler:
                 if has_ended(self.store, job) or not recover_job(self.store, self.ledger, job):
                     self._ended.add(job)
                 else:
-                    _log.warning("job %s was accepted but unknown to the ledger: restored", job)
+                    recoveries.count(Reason.JOB_RESTORED)
+                    _log.warning("job %s was accepted but unknown to the ledger: restored", job, extra={"job": job})
             except JobVersionError:
                 self._ended.add(job)  # those who read it adopt it
             except UnavailableError:
                 raise
             except PromptmillError as error:
                 self._ended.add(job)
-                _log.error("job %s is left alone: %s", job, error)
+                _log.error("job %s is left alone: %s", job, error, extra={"job": job})

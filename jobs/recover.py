@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from jobs import layout
+from jobs.counters import Reason, recoveries
 from jobs.errors import DamagedFileError, JobVersionError, NotFoundError, UnknownJobError
 from jobs.finalize import manifest_counts
 from jobs.ledger import Ledger
@@ -44,7 +45,7 @@ def recover_all(store: Store, ledger: Ledger) -> Recovery:
             _log.warning("left alone: %s", error)
             found.others.append(job)
         except DamagedFileError as error:
-            _log.error("job %s is left alone: %s", job, error)
+            _log.error("job %s is left alone: %s", job, error, extra={"job": job})
             found.damaged.append(job)
     ledger.recovered()
     return found
@@ -56,6 +57,7 @@ def recover_if_needed(store: Store, ledger: Ledger) -> None:
         return
     found = recover_all(store, ledger)
     if found.restored:
+        recoveries.count(Reason.LEDGER_RESTORED)
         _log.warning(
             "Redis is new or has restarted: %d jobs were brought back from the store; "
             "pauses and changed priorities that it has lost stay lost",

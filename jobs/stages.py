@@ -50,7 +50,7 @@ def remove_ended_parts(store: Store) -> list[str]:
             continue
         if stage in left and has_ended(store, job):
             store.delete(working_files(store, stage))
-            _log.info("job %s: parts that its finalizer left behind are removed", job)
+            _log.info("job %s: parts that its finalizer left behind are removed", job, extra={"job": job})
             jobs.append(job)
     return jobs
 

@@ -14,6 +14,7 @@ from jobs.recover import recover_if_needed, recover_job
 from jobs.spec import JobFile, JobSpec, check_job_id, default_job_id, now
 from jobs.stages import new_stage
 from jobs.store import Store
+from jobs.tracing import moment, span
 from producer.batches import BatchBuilder
 from producer.check import Checking, CheckReport
 from producer.connection import Connection
@@ -69,6 +70,7 @@ def submit(
     """
     if job_id is not None:
         check_job_id(job_id)
+    began = moment()
     recover_if_needed(connection.store, connection.ledger)
     connection.check_broker()
     stage = new_stage()
@@ -88,9 +90,10 @@ def submit(
     # it, upkeep removes it in a week.
     if existed:
         discard_stage(connection.store, stage)
-    ended = has_ended(connection.store, job.id)
-    if not ended:
-        enqueue(connection, job, existed)
+    with span("submit", connection.store.id, job.id, began, model=spec.model, rows=job.rows):
+        ended = has_ended(connection.store, job.id)
+        if not ended:
+            enqueue(connection, job, existed)
     return Submitted(job, report, existed, ended)
 
 

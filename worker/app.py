@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from celery import bootsteps, signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+from celery.worker import state
 
 from jobs import __version__
+from jobs.exposition import Probes
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.parquet import keep_pandas_out
 from jobs.permits import Permits, make_app
@@ -30,6 +31,7 @@ from worker.engine.request import Engine, EngineLimits
 from worker.heartbeat import EXIT_ENGINE, Upkeep
 from worker.metrics import serve_metrics, watch_engine
 from worker.models import LoadedModel, load_model
+from worker.naming import worker_name
 from worker.tasks import register_tasks
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ class WorkerOptions:
     trust_remote_code: bool = False
     #: End when this process is no longer the parent.
     parent_pid: int | None = None
+    #: As which it registers.
+    name: str = field(default_factory=worker_name)
 
 
 def run_worker(settings: Settings, options: WorkerOptions) -> int:
@@ -61,8 +65,9 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     Raises InputError, ModelError, UnavailableError before the first claim.
     """
     keep_pandas_out()
+    probes = Probes(ready=lambda: "the model is being loaded")
     if options.metrics_port is not None:
-        serve_metrics(options.metrics_port)
+        serve_metrics(options.metrics_port, probes)
     store = Store.open(settings.store, create=True)
     ledger = Ledger.connect(settings.redis, store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s, leads=True)
     ledger.require_worker()
@@ -76,7 +81,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     try:
         if options.metrics_port is not None:
             watch_engine(context)
-        asked = consume(context, options)
+        asked = consume(context, options, probes)
         if context.outdated is not None:
             raise context.outdated
         return 0 if asked else EXIT_ENGINE
@@ -111,7 +116,7 @@ def build_context(
     """All that the tasks of this process share; the engine is warm, but not started. Raises ModelError."""
     engine, engine_name = engine_for(options, loaded)
     registration = WorkerInfo(
-        id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+        id=options.name,
         model=options.model,
         fingerprint=loaded.fingerprint,
         host=socket.gethostname(),
@@ -139,12 +144,17 @@ def engine_for(options: WorkerOptions, loaded: LoadedModel) -> tuple[Engine, str
     return engine, name
 
 
-def consume(context: WorkerContext, options: WorkerOptions) -> bool:
-    """Take permits from the model's queue until the process is told to stop; False if Celery stopped by itself."""
+def consume(context: WorkerContext, options: WorkerOptions, probes: Probes | None = None) -> bool:
+    """Take permits from the model's queue until the process is told to stop; False if Celery stopped by itself.
+
+    From here on ``probes`` tell what has become of the engine and the registration.
+    """
     app = make_app(context.settings.redis, context.store.id, context.model)
     register_tasks(app, context)
     reconciler = Reconciler(context.store, context.ledger, context.permits, context.registration.id)
     upkeep = Upkeep(context, reconciler)
+    if probes is not None:
+        probes.health, probes.ready = upkeep.heartbeat.unwell, upkeep.heartbeat.unready
     drain = Drain(context, options.grace_s)
     app.steps["worker"].add(drain_step(drain, upkeep))
     signals.worker_shutting_down.connect(drain.by_signal)
@@ -219,14 +229,18 @@ def drain_step(drain: Drain, upkeep: Upkeep) -> type[bootsteps.StartStopStep]:
     go on for as long as there is work: a process that lives and takes no permits.
     """
 
+    def warm(*_: object) -> None:
+        drain.by_signal()
+        state.should_stop = os.EX_OK
+
     class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
         # Started after Celery installed its handlers; closed before the pool waits for its threads.
         requires = ("celery.worker.components:Pool",)
 
         def start(self, parent: object) -> None:
-            # Celery's cold shutdown (SIGQUIT, or SIGINT twice) is not implemented for a pool of threads, and its
-            # restart (SIGHUP) starts a command line that is not ours.
-            warm = signal.getsignal(signal.SIGTERM)
+            # Celery's cold shutdown (SIGQUIT, or SIGINT twice) is not implemented for a pool of threads, its restart
+            # (SIGHUP) starts a command line that is not ours, and its warm one prints a line that is no log line.
+            signal.signal(signal.SIGTERM, warm)
             signal.signal(signal.SIGINT, warm)
             signal.signal(signal.SIGQUIT, signal.SIG_IGN)
             signal.signal(signal.SIGHUP, signal.SIG_IGN if hangup is signal.SIG_IGN else warm)

@@ -16,16 +16,19 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from jobs.counters import Reason, recoveries
 from jobs.deletion import clear_if_deleted
 from jobs.ending import end_job
 from jobs.errors import DamagedFileError, LeaseLostError, StoreUnavailableError, UnavailableError, UnknownJobError
 from jobs.ledger import FINALIZE, Claim, LeaseState, Release
+from jobs.logs import turn_to
 from jobs.parts import Part, commit_part, find_part
 from jobs.permits import SUCCESSORS
 from jobs.records import pin, read_job
 from jobs.recover import recover_job
 from jobs.results import PartCounts
 from jobs.spec import JobFile
+from jobs.tracing import moment, span, step
 from worker.context import WorkerContext
 from worker.generate import failed_batch, generate
 from worker.leases import HeldLease
@@ -65,13 +68,18 @@ def run_claim(worker: WorkerContext) -> bool:
 
     Raises UnavailableError where the ledger cannot be asked.
     """
+    turn_to()
     with ExitStack() as admission:
         if not admission.enter_context(worker.admission()):
             return False
+        began = moment()
         claim = worker.ledger.claim(worker.info())
         if claim is None:
             return False
         done = False
+        turn_to(job=claim.job, batch=claim.batch if claim.kind != FINALIZE else None, attempt=claim.attempt)
+        if claim.kind != FINALIZE and claim.attempt > 1:
+            recoveries.count(Reason.BATCH_RETRIED)
         with _leased(worker, claim) as lease:
             if claim.more:
                 _send_permit(worker, SUCCESSORS)
@@ -79,7 +87,8 @@ def run_claim(worker: WorkerContext) -> bool:
                 admission.close()
                 finalize_claimed(worker, claim, lease)
             else:
-                run_batch(worker, claim, lease, admission.close)
+                with span("batch", worker.store.id, claim.job, began, batch=claim.batch, attempt=claim.attempt):
+                    run_batch(worker, claim, lease, admission.close)
             worker.went_well()
             done = True
         return done
@@ -134,9 +143,14 @@ def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease, submitted: 
     _pin(worker, job)
     part = find_part(worker.store, job, claim.batch)
     if part is None:
-        part = _commit(worker, job, claim, lease, _contents(worker, job, claim, lease, submitted))
-    _finish(worker, job, claim, part.counts)
-    observe_batch(worker.model, part.counts, time.monotonic() - started)
+        with step("generate"):
+            content = _contents(worker, job, claim, lease, submitted)
+        with step("commit"):
+            part = _commit(worker, job, claim, lease, content)
+        # Now: it stays committed whether or not the ledger can be told.
+        observe_batch(worker.model, part.counts, time.monotonic() - started)
+    with step("finish"):
+        _finish(worker, job, claim, part.counts)
 
 
 def _commit(worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease, content: bytes) -> Part:
@@ -166,7 +180,9 @@ def _commit(worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease,
                 before_sleep=tell,
                 reraise=True,
             )
-            return waiting(put)
+            part = waiting(put)
+            recoveries.count(Reason.STORE_RECONNECTED)
+            return part
 
 
 def _pin(worker: WorkerContext, job: JobFile) -> None:
@@ -222,6 +238,7 @@ def _finish(worker: WorkerContext, job: JobFile, claim: Claim, counts: PartCount
             finished = worker.ledger.finish(job.id, claim.batch, claim.token, counts)
         except UnknownJobError:
             recover_job(worker.store, worker.ledger, job.id)
+            recoveries.count(Reason.JOB_RESTORED)
             return
         except UnavailableError as error:
             if worker.draining.is_set():

@@ -9,11 +9,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jobs import __version__
-from jobs.console import EPILOG_NEWLINES, json_out, run_app, setup_logging
+from jobs.console import EPILOG_NEWLINES, json_out, run_app, service, setup_logging
 from jobs.errors import InputError
+from jobs.logs import sign_lines
 from jobs.settings import Settings
 from jobs.spec import split_model
+from jobs.tracing import traced
 from worker.allowed import check_allowed
+from worker.naming import worker_name
 
 app = typer.Typer(
     name="promptmill-worker",
@@ -69,7 +72,9 @@ def start(
     ] = None,
     max_rows: Annotated[int, typer.Option(min=1, max=4096, help="Rows that generate at once.")] = 32,
     engine: Engine = "auto",
-    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Serve /metrics, /healthz and /readyz.")
+    ] = None,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM gives the running batches.")] = 30.0,
     trust_remote_code: TrustRemoteCode = False,
     parent: Annotated[int | None, typer.Option(hidden=True, help="End with this process.")] = None,
@@ -77,8 +82,9 @@ def start(
 ) -> None:
     """Serve a model until SIGTERM: the running batches get a grace period, then they are handed back."""
     _require_extra()
-    settings = Settings.load()
+    settings, this = Settings.load(), worker_name()
     setup_logging(settings)
+    sign_lines(worker=this)
     name, source = split_model(model)
     source = check_allowed(source, settings.allowed_models)
     from worker.app import WorkerOptions, run_worker
@@ -97,8 +103,11 @@ def start(
         grace_s=grace,
         trust_remote_code=trust_remote_code,
         parent_pid=parent,
+        name=this,
     )
-    raise typer.Exit(run_worker(settings, options))
+    with service(settings), traced("promptmill-worker"):
+        status = run_worker(settings, options)
+    raise typer.Exit(status)
 
 
 @app.command(epilog=f"Example:{EPILOG_NEWLINES}promptmill-worker doctor --model gpt2")

@@ -10,7 +10,8 @@ from typer.core import TyperGroup
 from jobs import __version__
 from jobs.console import Interrupted, setup_logging
 from jobs.settings import Settings
-from producer.cli import control, doctor, jobs, report, results, run, submit
+from jobs.tracing import setup_tracing
+from producer.cli import control, doctor, exporter, jobs, report, results, run, submit
 
 
 class _Commands(TyperGroup):
@@ -31,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for group in (run, submit, jobs, control, results, report, doctor):
+for group in (run, submit, jobs, control, results, report, exporter, doctor):
     group.add_commands(app)
 
 
@@ -50,3 +51,4 @@ def _start(
     settings = Settings.load()
     level = "warning" if settings.log_level == "info" else settings.log_level
     setup_logging(settings.model_copy(update={"log_level": level}))
+    setup_tracing("promptmill")

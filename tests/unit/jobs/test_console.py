@@ -130,3 +130,22 @@ def test_json_logs_are_one_object_a_line() -> None:
     assert (entry["level"], entry["logger"], entry["message"]) == ("error", "worker", "bad\nnews")
     assert entry["time"].endswith("+00:00")
     assert "ZeroDivisionError" in entry["exception"]
+
+
+SERVICE = "s = Settings.load(log_format='json')\nsetup_logging(s)\ndef app():\n  with service(s): {}\nrun_app(app)"
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "said"),
+    [
+        ("raise RedisUnavailableError('Redis is away')", 3, "Redis is away"),
+        ("raise KeyError('x')", 70, "internal error; please report it"),
+        ("import warnings; warnings.warn('mind this')", 0, "UserWarning: mind this"),
+        ("t = __import__('threading').Thread(target=lambda: 1 / 0, name='work'); t.start(); t.join()", 0,
+         "the thread work ended"),
+    ],
+)  # fmt: skip
+def test_what_a_service_with_a_json_log_has_to_say_is_json(statement: str, code: int, said: str) -> None:
+    ended = run(PRELUDE.replace("run_app,", "run_app, service,") + SERVICE.format(statement))
+    (line,) = [json.loads(text) for text in ended.stderr.splitlines()]
+    assert (ended.returncode, said in line["message"]) == (code, True), line
