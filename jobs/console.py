@@ -9,12 +9,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from jobs.errors import PromptmillError, SourceError, one_line
-
-if TYPE_CHECKING:
-    from jobs.settings import Settings
 
 #: Between the lines of an epilog: click keeps these line breaks.
 EPILOG_NEWLINES = "\n\n"
@@ -121,7 +118,17 @@ class _JsonFormatter(logging.Formatter):
         return orjson.dumps(entry).decode()
 
 
-def setup_logging(settings: Settings) -> None:
+class LogSettings(Protocol):
+    """What of the settings concerns the log."""
+
+    @property
+    def log_level(self) -> str: ...
+
+    @property
+    def log_format(self) -> str: ...
+
+
+def setup_logging(settings: LogSettings) -> None:
     """Log to stderr at the level and in the form that the settings ask for."""
     handler = logging.StreamHandler(sys.stderr)
     if settings.log_format == "json":

@@ -25,11 +25,13 @@ from jobs.settings import Settings
 from jobs.spec import now
 from jobs.store import Store
 from worker.context import WorkerContext
+from worker.devices import shown
 from worker.engine.build import EngineChoice, build_engine
 from worker.engine.request import Engine, EngineLimits
 from worker.heartbeat import EXIT_ENGINE, Upkeep
 from worker.metrics import serve_metrics, watch_engine
 from worker.models import LoadedModel, load_model
+from worker.notify import STOPPING, Notifier
 from worker.tasks import register_tasks
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ class WorkerOptions:
     trust_remote_code: bool = False
     #: End when this process is no longer the parent.
     parent_pid: int | None = None
+    #: A socket of the supervisor, which hears there when the worker serves.
+    notify_fd: int | None = None
 
 
 def run_worker(settings: Settings, options: WorkerOptions) -> int:
@@ -61,6 +65,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     Raises InputError, ModelError, UnavailableError before the first claim.
     """
     keep_pandas_out()
+    notifier = Notifier.to_supervisor(options.notify_fd)
     if options.metrics_port is not None:
         serve_metrics(options.metrics_port)
     store = Store.open(settings.store, create=True)
@@ -71,6 +76,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     # more of them than cores, those of the engine sleep between two operations instead of waiting for the next.
     engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     context = engine_thread.submit(_load, settings, options, store, ledger).result()
+    context.notifier = notifier
     context.engine.start(engine_thread)
     try:
         if options.metrics_port is not None:
@@ -112,7 +118,7 @@ def build_context(
         fingerprint=loaded.fingerprint,
         host=socket.gethostname(),
         pid=os.getpid(),
-        device=str(loaded.device),
+        device=shown(str(loaded.device), os.environ.get("CUDA_VISIBLE_DEVICES")),
         dtype=str(loaded.dtype).removeprefix("torch."),
         engine=engine_name,
         revision=loaded.revision,
@@ -199,6 +205,7 @@ class Drain:
         if self._context.draining.is_set():
             return
         self._context.draining.set()
+        self._context.notifier.tell(STOPPING)
         _log.info("draining: %d batches in hand, %g s of grace", len(self._context.leases), self._grace_s)
         self._timer.start()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from jobs.console import EPILOG_NEWLINES, json_out, run_app, setup_logging
+from jobs.errors import InputError
 from jobs.settings import Settings
 from jobs.spec import split_model
 
@@ -33,11 +36,27 @@ Engine = Annotated[
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model ships.")]
 
 
-@app.command(epilog=f"Example:{EPILOG_NEWLINES}promptmill-worker start --model copy=./my-model --concurrency 4")
+_START_EXAMPLES = EPILOG_NEWLINES.join([
+    "Examples:",
+    "promptmill-worker start --model copy=./my-model --concurrency 4",
+    "promptmill-worker start --model copy=./my-model --devices auto",
+])  # fmt: skip
+
+
+@app.command(epilog=_START_EXAMPLES)
 def start(
+    context: typer.Context,
     model: Model,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Batches in hand at once.")] = 4,
     device: Device = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0,1,...|auto|cpu,cpu",
+            help="One process for each of these devices, kept alive: GPUs by number or id, auto (all GPUs, or the CPU "
+            "where there is none), cpu. SIGHUP replaces them one after another.",
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     max_batch_tokens: Annotated[
         int | None,
@@ -49,18 +68,26 @@ def start(
     ] = None,
     max_rows: Annotated[int, typer.Option(min=1, max=4096, help="Rows that generate at once.")] = 32,
     engine: Engine = "auto",
-    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Serve Prometheus metrics; with --devices, on as many ports from this one on."
+        ),
+    ] = None,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM gives the running batches.")] = 30.0,
     trust_remote_code: TrustRemoteCode = False,
     parent: Annotated[int | None, typer.Option(hidden=True, help="End with this process.")] = None,
+    notify_fd: Annotated[int | None, typer.Option(hidden=True, help="A socket that hears when it serves.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch (default: its own choice).")] = None,
 ) -> None:
     """Serve a model until SIGTERM: the running batches get a grace period, then they are handed back."""
+    settings = Settings.load()
+    name, source = split_model(model)
+    if devices is not None:
+        _supervise(context, settings, devices)
     from worker.app import WorkerOptions, run_worker
 
-    settings = Settings.load()
     setup_logging(settings)
-    name, source = split_model(model)
     _set_threads(threads)
     options = WorkerOptions(
         model=name,
@@ -75,6 +102,7 @@ def start(
         grace_s=grace,
         trust_remote_code=trust_remote_code,
         parent_pid=parent,
+        notify_fd=notify_fd,
     )
     raise typer.Exit(run_worker(settings, options))
 
@@ -104,6 +132,52 @@ def doctor(
         return
     for key, value in report.items():
         sys.stdout.write(f"{key:>16}  {value}\n")
+
+
+def _supervise(context: typer.Context, settings: Settings, devices: str) -> NoReturn:
+    """Become the supervisor of a process for each device, all with the flags of this one. Raises InputError."""
+    from worker.devices import choose
+    from worker.supervisor.plan import Plan, become_supervisor, plan_children
+
+    if _was_given(context, "device"):
+        raise InputError("--device and --devices exclude each other: give one of them")
+    children = plan_children(
+        choose(devices, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        os.environ,
+        cores=_cores(),
+        threads=context.params["threads"],
+        metrics_port=context.params["metrics_port"],
+    )
+    own = ("devices", "threads", "metrics_port", "parent", "notify_fd")
+    command = [sys.executable, "-P", "-m", "worker", "start", *_given(context, without=own)]
+    become_supervisor(
+        Plan(command, children, context.params["grace"], log_level=settings.log_level, log_format=settings.log_format)
+    )
+
+
+def _given(context: typer.Context, without: Sequence[str]) -> list[str]:
+    """The flags that were given on the command line, spelled out."""
+    flags: list[str] = []
+    for option in context.command.params:
+        name = option.name or ""
+        if name in without or not _was_given(context, name):
+            continue
+        value = context.params[name]
+        if isinstance(value, bool):
+            flags.append(option.opts[0] if value else option.secondary_opts[0])
+        else:
+            flags += [f"{option.opts[0]}={one}" for one in (value if isinstance(value, tuple | list) else [value])]
+    return flags
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _cores() -> int:
+    """As many as this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _set_threads(threads: int | None) -> None:
