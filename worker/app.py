@@ -12,6 +12,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import celery.apps.worker
 from celery import bootsteps, signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
@@ -84,6 +85,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         return 0 if consume(context, options) else EXIT_ENGINE
     finally:
         context.engine.close()
+        notifier.close()
         ledger.unregister(context.registration.id)
         ledger.close()
 
@@ -154,6 +156,9 @@ def consume(context: WorkerContext, options: WorkerOptions) -> bool:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     # Celery's advice, at each reconnect, about an option that a pool of threads does not have.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+    # On a signal Celery writes to stdout, past the log. Where nobody reads that any more, as when the supervisor was
+    # killed, the error would come out of the signal's handler, and the worker would never end.
+    celery.apps.worker.safe_say = lambda *_: None
     logging.getLogger("celery.worker.consumer.consumer").addFilter(_without_traceback)
     worker = app.Worker(
         pool="threads",

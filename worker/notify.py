@@ -50,3 +50,7 @@ class Notifier:
         except OSError:
             # Whoever supervises has gone, or does not listen: the work goes on.
             return
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
