@@ -11,13 +11,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from jobs.errors import PromptmillError, SourceError, one_line
 from jobs.logs import JsonFormatter
-
-if TYPE_CHECKING:
-    from jobs.settings import Settings
 
 #: Between the lines of an epilog: click keeps these line breaks.
 EPILOG_NEWLINES = "\n\n"
@@ -105,8 +102,18 @@ def _drop_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class LogSettings(Protocol):
+    """What of the settings concerns the log."""
+
+    @property
+    def log_level(self) -> str: ...
+
+    @property
+    def log_format(self) -> str: ...
+
+
 @contextmanager
-def service(settings: Settings) -> Iterator[None]:
+def service(settings: LogSettings) -> Iterator[None]:
     """Around what goes on until it is told to end: why it ends otherwise is a line of its log, whatever its form.
 
     Where the log is JSON, whoever reads it takes nothing else.
@@ -124,7 +131,7 @@ def service(settings: Settings) -> Iterator[None]:
         raise SystemExit(EXIT_INTERNAL) from None
 
 
-def setup_logging(settings: Settings) -> None:
+def setup_logging(settings: LogSettings) -> None:
     """Log to stderr at the level and in the form that the settings ask for; as JSON, Python's warnings too."""
     handler = logging.StreamHandler(sys.stderr)
     if settings.log_format == "json":

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from celery import bootsteps, signals
+from celery import signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
-from celery.worker import state
 
 from jobs import __version__
 from jobs.exposition import Probes
@@ -26,12 +23,15 @@ from jobs.settings import Settings
 from jobs.spec import now
 from jobs.store import Store
 from worker.context import WorkerContext
+from worker.devices import shown
+from worker.drain import Drain, drain_step
 from worker.engine.build import EngineChoice, build_engine
 from worker.engine.request import Engine, EngineLimits
 from worker.heartbeat import EXIT_ENGINE, Upkeep
 from worker.metrics import serve_metrics, watch_engine
 from worker.models import LoadedModel, load_model
 from worker.naming import worker_name
+from worker.notify import Notifier
 from worker.tasks import register_tasks
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class WorkerOptions:
     parent_pid: int | None = None
     #: As which it registers.
     name: str = field(default_factory=worker_name)
+    #: A socket of the supervisor, which hears there when the worker serves.
+    notify_fd: int | None = None
 
 
 def run_worker(settings: Settings, options: WorkerOptions) -> int:
@@ -66,6 +68,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     """
     keep_pandas_out()
     probes = Probes(ready=lambda: "the model is being loaded")
+    notifier = Notifier.to_supervisor(options.notify_fd)
     if options.metrics_port is not None:
         serve_metrics(options.metrics_port, probes)
     store = Store.open(settings.store, create=True)
@@ -77,6 +80,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     # more of them than cores, those of the engine sleep between two operations instead of waiting for the next.
     engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     context = engine_thread.submit(_load, settings, options, store, ledger).result()
+    context.notifier = notifier
     context.engine.start(engine_thread)
     try:
         if options.metrics_port is not None:
@@ -87,6 +91,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         return 0 if asked else EXIT_ENGINE
     finally:
         context.engine.close()
+        notifier.close()
         ledger.unregister(context.registration.id)
         ledger.close()
 
@@ -121,7 +126,7 @@ def build_context(
         fingerprint=loaded.fingerprint,
         host=socket.gethostname(),
         pid=os.getpid(),
-        device=str(loaded.device),
+        device=shown(str(loaded.device), os.environ.get("CUDA_VISIBLE_DEVICES")),
         dtype=str(loaded.dtype).removeprefix("torch."),
         engine=engine_name,
         revision=loaded.revision,
@@ -189,66 +194,3 @@ def _without_traceback(record: logging.LogRecord) -> bool:
         record.msg, record.args = f"{record.getMessage()} ({record.exc_info[1]!r})", ()
         record.exc_info = None
     return True
-
-
-class Drain:
-    """The end of a worker: it claims no more, gives what runs a grace period, then hands it back."""
-
-    def __init__(self, context: WorkerContext, grace_s: float) -> None:
-        self._context = context
-        self._timer = threading.Timer(grace_s, context.abandoned.set)
-        self._timer.daemon = True
-        self._grace_s = grace_s
-        #: Whether it was a signal that ended the worker.
-        self.asked = False
-
-    def by_signal(self, **_: object) -> None:
-        """The first signal begins the drain; another one ends the grace period."""
-        if self.asked:
-            self._context.abandoned.set()
-        self.asked = True
-        self.begin()
-
-    def begin(self) -> None:
-        if self._context.draining.is_set():
-            return
-        self._context.draining.set()
-        _log.info("draining: %d batches in hand, %g s of grace", len(self._context.leases), self._grace_s)
-        self._timer.start()
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-
-def drain_step(drain: Drain, upkeep: Upkeep) -> type[bootsteps.StartStopStep]:
-    """The part of Celery's worker that begins ``drain`` whatever stops the worker, and sees to its signals.
-
-    From then on the worker is listed: it ends as it is told to.
-
-    Without it a consumer that dies (of a message that is no JSON, for one) waits for the threads of the pool, which
-    go on for as long as there is work: a process that lives and takes no permits.
-    """
-
-    def warm(*_: object) -> None:
-        drain.by_signal()
-        state.should_stop = os.EX_OK
-
-    class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
-        # Started after Celery installed its handlers; closed before the pool waits for its threads.
-        requires = ("celery.worker.components:Pool",)
-
-        def start(self, parent: object) -> None:
-            # Celery's cold shutdown (SIGQUIT, or SIGINT twice) is not implemented for a pool of threads, its restart
-            # (SIGHUP) starts a command line that is not ours, and its warm one prints a line that is no log line.
-            signal.signal(signal.SIGTERM, warm)
-            signal.signal(signal.SIGINT, warm)
-            signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN if hangup is signal.SIG_IGN else warm)
-            upkeep.start()
-
-        def close(self, parent: object) -> None:
-            drain.begin()
-
-    # nohup: the process is to outlive its terminal.
-    hangup = signal.getsignal(signal.SIGHUP)
-    return DrainStep

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -56,11 +58,27 @@ Engine = Annotated[
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model ships.")]
 
 
-@app.command(epilog=f"Example:{EPILOG_NEWLINES}promptmill-worker start --model copy=./my-model --concurrency 4")
+_START_EXAMPLES = EPILOG_NEWLINES.join([
+    "Examples:",
+    "promptmill-worker start --model copy=./my-model --concurrency 4",
+    "promptmill-worker start --model copy=./my-model --devices auto",
+])  # fmt: skip
+
+
+@app.command(epilog=_START_EXAMPLES)
 def start(
+    context: typer.Context,
     model: Model,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Batches in hand at once.")] = 4,
     device: Device = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0,1,...|auto|cpu,cpu",
+            help="One process for each of these devices, kept alive: GPUs by number or id, auto (all GPUs, or the CPU "
+            "where there is none), cpu. SIGHUP replaces them one after another.",
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     max_batch_tokens: Annotated[
         int | None,
@@ -73,20 +91,28 @@ def start(
     max_rows: Annotated[int, typer.Option(min=1, max=4096, help="Rows that generate at once.")] = 32,
     engine: Engine = "auto",
     metrics_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Serve /metrics, /healthz and /readyz.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Serve /metrics, /healthz and /readyz; with --devices, on as many ports from this one on.",
+        ),
     ] = None,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM gives the running batches.")] = 30.0,
     trust_remote_code: TrustRemoteCode = False,
     parent: Annotated[int | None, typer.Option(hidden=True, help="End with this process.")] = None,
+    notify_fd: Annotated[int | None, typer.Option(hidden=True, help="A socket that hears when it serves.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch (default: its own choice).")] = None,
 ) -> None:
     """Serve a model until SIGTERM: the running batches get a grace period, then they are handed back."""
     _require_extra()
     settings, this = Settings.load(), worker_name()
-    setup_logging(settings)
-    sign_lines(worker=this)
     name, source = split_model(model)
     source = check_allowed(source, settings.allowed_models)
+    if devices is not None:
+        _supervise(context, settings, devices)
+    setup_logging(settings)
+    sign_lines(worker=this)
     from worker.app import WorkerOptions, run_worker
 
     _set_threads(threads)
@@ -104,6 +130,7 @@ def start(
         trust_remote_code=trust_remote_code,
         parent_pid=parent,
         name=this,
+        notify_fd=notify_fd,
     )
     with service(settings), traced("promptmill-worker"):
         status = run_worker(settings, options)
@@ -143,6 +170,52 @@ def _require_extra() -> None:
     """The base install has this command too. Raises InputError where what it runs on is not there."""
     if any(find_spec(package) is None for package in ("torch", "transformers", "safetensors")):
         raise InputError("this install of promptmill has no engine: pip install 'promptmill[worker]'")
+
+
+def _supervise(context: typer.Context, settings: Settings, devices: str) -> NoReturn:
+    """Become the supervisor of a process for each device, all with the flags of this one. Raises InputError."""
+    from worker.devices import choose
+    from worker.supervisor.plan import Plan, become_supervisor, plan_children
+
+    if _was_given(context, "device"):
+        raise InputError("--device and --devices exclude each other: give one of them")
+    children = plan_children(
+        choose(devices, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        os.environ,
+        cores=_cores(),
+        threads=context.params["threads"],
+        metrics_port=context.params["metrics_port"],
+    )
+    own = ("devices", "threads", "metrics_port", "parent", "notify_fd")
+    command = [sys.executable, "-P", "-m", "worker", "start", *_given(context, without=own)]
+    become_supervisor(
+        Plan(command, children, context.params["grace"], log_level=settings.log_level, log_format=settings.log_format)
+    )
+
+
+def _given(context: typer.Context, without: Sequence[str]) -> list[str]:
+    """The flags that were given on the command line, spelled out."""
+    flags: list[str] = []
+    for option in context.command.params:
+        name = option.name or ""
+        if name in without or not _was_given(context, name):
+            continue
+        value = context.params[name]
+        if isinstance(value, bool):
+            flags.append(option.opts[0] if value else option.secondary_opts[0])
+        else:
+            flags += [f"{option.opts[0]}={one}" for one in (value if isinstance(value, tuple | list) else [value])]
+    return flags
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _cores() -> int:
+    """As many as this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _set_threads(threads: int | None) -> None:

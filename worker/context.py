@@ -18,6 +18,7 @@ from jobs.store import Store
 from worker.engine.request import Engine
 from worker.leases import Leases
 from worker.models import PromptTokenizer
+from worker.notify import Notifier
 from worker.pace import Pace
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class WorkerContext:
     registration: WorkerInfo
     #: The process to end with, if any.
     parent_pid: int | None = None
+    #: To whoever supervises this one.
+    notifier: Notifier = field(default_factory=Notifier)
     #: The weights that jobs are pinned to, by job, as far as they were looked up.
     pins: dict[str, str] = field(default_factory=dict)
     leases: Leases = field(default_factory=Leases)

@@ -180,10 +180,10 @@ class Heartbeat(threading.Thread):
             context.permits.send(context.model)
 
     def _follow_parent(self) -> None:
-        """A local run that was killed leaves its workers behind: they drain and end."""
+        """A local run or a supervisor that was killed leaves its workers behind: they drain and end."""
         parent = self._context.parent_pid
         if parent is not None and os.getppid() != parent and not self._context.draining.is_set():
-            _log.warning("the local run that started this worker has ended: draining")
+            _log.warning("the process that started this worker has ended: draining")
             os.kill(os.getpid(), signal.SIGTERM)
 
     def beat(self) -> None:
@@ -203,6 +203,7 @@ class Heartbeat(threading.Thread):
         worked = context.pace.look(stats, has_work)
         context.ledger.register(context.info(self._pulse.rows_per_s, self._pulse.tokens_per_s), worked=worked)
         self._registered = True
+        context.notifier.ready()
         progresses = self._pulse.still_s <= context.settings.stall_s / 2
         held = [lease for lease in context.leases if progresses or lease.claim.kind == FINALIZE]
         beats = [

@@ -40,6 +40,7 @@ def refused(mill: Mill, server: Server, tiny: Path, tmp_path_factory: pytest.Tem
     good, down = ("--model", f"x={tiny}"), "redis://:hidden-word@127.0.0.1:1/0"
     processes = {
         "nowhere": mill.start_worker("--model", f"x={folder}/nowhere"),
+        "supervised": mill.start_worker("--model", f"x={folder}/nowhere", "--devices", "cpu"),
         "pickled": mill.start_worker("--model", f"x={pickled}"),
         "cut": mill.start_worker("--model", f"x={cut}"),
         "foreign": mill.start_worker(*good, PROMPTMILL_STORE=str(folder / "photos")),
@@ -57,6 +58,10 @@ def refused(mill: Mill, server: Server, tiny: Path, tmp_path_factory: pytest.Tem
 
 def test_a_folder_that_is_not_there_is_told_in_one_line(refused: Refusals) -> None:
     assert refused.of("nowhere") == (2, [f"error: there is no folder {refused.nowhere}"])
+
+
+def test_processes_that_all_find_no_model_are_not_started_again(refused: Refusals) -> None:
+    assert refused.of("supervised") == (2, [f"error: there is no folder {refused.nowhere}"])
 
 
 def test_pickled_weights_are_refused_in_one_line(refused: Refusals) -> None:

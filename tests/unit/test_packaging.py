@@ -49,6 +49,7 @@ for module in pkgutil.walk_packages(package.__path__, name + "."):
         ("jobs", ["producer", "worker", "typer", "rich", *WORKER_EXTRA, *DEV_EXTRA]),
         ("producer", ["worker", *WORKER_EXTRA, *DEV_EXTRA]),
         ("worker", ["producer", *DEV_EXTRA]),
+        ("worker.supervisor", ["celery", "redis", "pydantic", "typer", "rich", "producer", *WORKER_EXTRA, *DEV_EXTRA]),
         ("worker.engine", ["celery", "kombu", "redis", "valkey", "producer", *DEV_EXTRA]),
     ],
 )
