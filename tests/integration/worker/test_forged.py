@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Bench
 
 from jobs import layout
 from jobs.deletion import delete_job
@@ -18,7 +17,7 @@ from jobs.records import read_job
 from worker.batch import run_claim
 
 
-def forge_claim(bench: Bench, job: str, **fields: Any) -> None:
+def forge_claim(bench: Any, job: str, **fields: Any) -> None:
     """A live job of the model ``fake`` in Redis that the store may know nothing of."""
     name = bench.ledger.store_id
     forged = {"model": "fake", "status": "in_progress", "stage": "s", "priority": 0, "labels": "{}", "total": 4,
@@ -32,7 +31,7 @@ def forge_claim(bench: Bench, job: str, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize("job", ["../../outside", "a/b", "nobody-put-this", "x" * 80])
-def test_a_forged_job_fails_and_the_worker_goes_on_with_others(bench: Bench, prompts: Callable, job: str) -> None:
+def test_a_forged_job_fails_and_the_worker_goes_on_with_others(bench: Any, prompts: Callable, job: str) -> None:
     forge_claim(bench, job)
     good = bench.submit(prompts(4))
     worker = bench.worker()
@@ -47,7 +46,7 @@ def test_a_forged_job_fails_and_the_worker_goes_on_with_others(bench: Bench, pro
 
 
 @pytest.mark.parametrize("cursor", [7, 99_999])
-def test_a_batch_that_a_job_does_not_have_is_not_generated(bench: Bench, prompts: Callable, cursor: int) -> None:
+def test_a_batch_that_a_job_does_not_have_is_not_generated(bench: Any, prompts: Callable, cursor: int) -> None:
     job = bench.submit(prompts(4))
     bench.redis.hset(keys.key(bench.ledger.store_id, "job", job.id), mapping={"cursor": cursor, "batches": 100_000})
     run_claim(bench.worker())
@@ -65,7 +64,7 @@ def test_a_batch_that_a_job_does_not_have_is_not_generated(bench: Bench, prompts
     ],
 )  # fmt: skip
 def test_a_forged_record_names_nothing_outside_of_its_stage(
-    bench: Bench, prompts: Callable, tmp_path: Path, change: dict[str, Any]
+    bench: Any, prompts: Callable, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     outside = tmp_path / "outside" / "input"
     outside.mkdir(parents=True)
@@ -83,7 +82,7 @@ def test_a_forged_record_names_nothing_outside_of_its_stage(
     assert outside.is_dir()
 
 
-def test_a_forged_tombstone_removes_nothing_outside(bench: Bench, prompts: Callable, tmp_path: Path) -> None:
+def test_a_forged_tombstone_removes_nothing_outside(bench: Any, prompts: Callable, tmp_path: Path) -> None:
     outside = tmp_path / "outside" / "input"
     outside.mkdir(parents=True)
     job = bench.submit(prompts(4))
@@ -94,7 +93,7 @@ def test_a_forged_tombstone_removes_nothing_outside(bench: Bench, prompts: Calla
     assert outside.is_dir()
 
 
-def test_a_job_that_names_a_path_as_its_model_is_nobodys(bench: Bench, prompts: Callable, tmp_path: Path) -> None:
+def test_a_job_that_names_a_path_as_its_model_is_nobodys(bench: Any, prompts: Callable, tmp_path: Path) -> None:
     job = bench.client.submit(prompts(2), model=f"fake={tmp_path}")
     assert bench.record(job).spec.model == "fake"
     path = bench.client.submit(prompts(3), model=str(tmp_path))
