@@ -6,6 +6,7 @@ A tombstone stays, so that no id is used twice. It names the job's stage: a dele
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 
 import orjson
@@ -73,7 +74,7 @@ def _stage_of_grave(store: Store, job: str) -> str | None:
         stage = orjson.loads(store.get(layout.tombstone_file(job)))["stage"]
     except (NotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
         return None
-    return stage if isinstance(stage, str) else None
+    return stage if isinstance(stage, str) and re.match(layout.STAGE_PATTERN, stage) else None
 
 
 def remove_leftovers(store: Store) -> list[str]:

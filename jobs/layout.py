@@ -9,6 +9,8 @@ LOCAL_FILE = "_local.json"
 JOBS = "jobs"
 STAGES = "data"
 RESULTS = "results"
+#: A stage is one folder: anything else in a record would name files that are none of the stage's.
+STAGE_PATTERN = r"^[A-Za-z0-9_-]{1,100}$"
 
 #: The ids that jobs/spec.py allows. Anything else in that folder is not ours, and no reason to stop.
 _JOB = re.compile(rf"{JOBS}/([A-Za-z0-9_-]{{1,56}})\.json")

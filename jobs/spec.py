@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from jobs.errors import InputError, JobVersionError
+from jobs.layout import STAGE_PATTERN
 
 #: The version of a job's files that this program writes: the job file, its stage, its dataset. Raised by whatever a
 #: program of the version before would misread or not know, be it one new field, in the jobs that have it. Workers leave
@@ -33,6 +34,10 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@+-]{1,200}")
 #: Characters of a job's id at most.
 MAX_JOB_ID = 56
 _JOB_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_JOB_ID}}}")
+#: Names that become parts of paths and of keys: whoever forges a job's file must not lead us out of the store.
+_NameOfModel = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@+-]{1,200}$")]
+_NameOfJob = Annotated[str, Field(pattern=rf"^[A-Za-z0-9_-]{{1,{MAX_JOB_ID}}}$")]
+_NameOfStage = Annotated[str, Field(pattern=STAGE_PATTERN)]
 
 #: int64: what a seed column of the results can hold.
 MAX_SEED = 2**63 - 1
@@ -140,7 +145,7 @@ class SamplingParams(_Frozen):
 class JobSpec(_Frozen):
     """What is asked for, apart from the rows. All of it but the last group is part of the job's identity."""
 
-    model: str = Field(min_length=1, max_length=200)
+    model: _NameOfModel
     sampling: SamplingParams = SamplingParams()
     #: The prompt template with its ``{field}``s, None where a column holds the prompt.
     template: str | None = None
@@ -198,8 +203,8 @@ class Retry(_Frozen):
     """Where the rows of a retry come from: those that it generates again and those that it carried over."""
 
     #: The job whose rows these are, and the first job of the line of retries.
-    parent: str
-    root: str
+    parent: _NameOfJob
+    root: _NameOfJob
     #: The row statuses that are generated again.
     statuses: Annotated[tuple[Literal["error", "cancelled", "expired"], ...], Field(strict=False)]
     #: Result rows to generate.
@@ -213,8 +218,8 @@ class JobFile(_Frozen):
     """``jobs/<job>.json``: put once, never changed. That it exists is the acceptance of the job."""
 
     version: int = JOB_VERSION
-    id: str
-    stage: str
+    id: _NameOfJob
+    stage: _NameOfStage
     created_at: datetime
     spec: JobSpec
     #: SHA-256 of the identity and all canonical rows, hex.

@@ -19,7 +19,14 @@ from tenacity import (
 from jobs.counters import Reason, recoveries
 from jobs.deletion import clear_if_deleted
 from jobs.ending import end_job
-from jobs.errors import DamagedFileError, LeaseLostError, StoreUnavailableError, UnavailableError, UnknownJobError
+from jobs.errors import (
+    DamagedFileError,
+    InputError,
+    LeaseLostError,
+    StoreUnavailableError,
+    UnavailableError,
+    UnknownJobError,
+)
 from jobs.ledger import FINALIZE, Claim, LeaseState, Release
 from jobs.logs import turn_to
 from jobs.parts import Part, commit_part, find_part
@@ -102,7 +109,8 @@ def _leased(worker: WorkerContext, claim: Claim) -> Iterator[HeldLease]:
         yield lease
     except UnavailableError as error:
         _hand_back(worker, claim, error)
-    except (DamagedFileError, UnknownJobError) as error:
+    except (DamagedFileError, InputError) as error:
+        # An unknown job is one, and so is an id that is none: only somebody who writes to Redis himself gives those.
         _fail_job(worker, claim, error)
     except LeaseLostError:
         _release(worker, claim)
@@ -140,6 +148,8 @@ def run_batch(worker: WorkerContext, claim: Claim, lease: HeldLease, submitted: 
     """
     started = time.monotonic()
     job = read_job(worker.store, claim.job)
+    if not 0 <= claim.batch < job.batches:
+        raise InputError(f"it has {job.batches} batches, and Redis names batch {claim.batch}")
     _pin(worker, job)
     part = find_part(worker.store, job, claim.batch)
     if part is None:

@@ -13,6 +13,8 @@ from jobs.errors import InputError, first_line
 
 #: How Python dresses what OpenSSL says.
 _OPENSSL = re.compile(r".*\[(?:SSL|X509)[^]]*\] (.*?)\.? \(_ssl\.c:\d+\)")
+#: How a server that expects TLS ends a connection without.
+_ENDED = ("closed by server", "reset by peer", "Broken pipe")
 _UNKNOWN_ISSUER = ("unable to get local issuer certificate", "self-signed certificate")
 
 
@@ -43,14 +45,14 @@ def said(text: str, pool: redis.ConnectionPool) -> str:
     options = pool.connection_kwargs
     ours = "with" if options.get("ssl_certfile") else "without"
     if found := _OPENSSL.match(text):
-        if "alert" in found[1]:  # it is the server that refuses
+        if "verify failed" not in found[1]:  # it is the server that refuses
             return f"{found[1]} (TLS {ours} a client certificate)"
         missing = any(words in text for words in _UNKNOWN_ISSUER) and not options.get("ssl_ca_certs")
         return f"{found[1]} (TLS)" + ("; ?ssl_ca_certs=FILE names an authority of your own" if missing else "")
-    if "path" in options or ("closed by server" not in text and "reset by peer" not in text):
-        return text
-    over = issubclass(pool.connection_class, redis.SSLConnection)
-    return f"{text} (TLS {ours} a client certificate)" if over else f"{text} (without TLS)"
+    if issubclass(pool.connection_class, redis.SSLConnection):
+        # After the handshake, by which the server was found to be good: it hangs up, in one of many ways.
+        return text if "connecting to" in text else f"{text} (TLS {ours} a client certificate)"
+    return f"{text} (without TLS)" if "path" not in options and any(words in text for words in _ENDED) else text
 
 
 def of_silence(error: BaseException) -> str:
