@@ -23,6 +23,7 @@ The message of each says what was wrong, where, and what to do; commands print i
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 __all__ = [
@@ -49,10 +50,14 @@ __all__ = [
 _LONGEST, _TAIL = 1_000, 200
 
 
+#: User and password of a URL.
+_LOGIN = re.compile(r"(?<=://)[^/\s@]*:[^/\s]*@")
+
+
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, without what it dumps below its first line."""
+    """What an error of a library says, without what it dumps below its first line, and without the logins of URLs."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return _LOGIN.sub("***@", lines[0]) if lines else type(error).__name__
 
 
 def one_line(text: str) -> str:

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.errors import InputError
 from jobs.layout import LOCAL_FILE
+from jobs.secret_files import read_secret, with_password
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
@@ -20,8 +21,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PROMPTMILL_", env_file=".env", extra="ignore", frozen=True)
 
-    #: Unset: the address that a local ``run`` left in the store, else DEFAULT_REDIS_URL.
-    redis_url: str | None = None
+    #: Unset: the address that a local ``run`` left in the store, else DEFAULT_REDIS_URL. Not shown: it may hold a
+    #: password.
+    redis_url: str | None = Field(default=None, repr=False)
+    #: A file whose first line is the URL, or the password that goes into it; ``load`` puts both into ``redis_url``.
+    redis_url_file: str | None = None
+    redis_password_file: str | None = None
     #: A folder, or a URI: ``s3://bucket/prefix``, ``gs://``, ``az://``, ``memory://``.
     store: str = "./promptmill-data"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -35,22 +40,52 @@ class Settings(BaseSettings):
     stall_s: float = Field(default=300.0, ge=1.0, le=86_400.0)
     #: MiB that the disk of a local store must have free for workers to take on more.
     min_free_mb: float = Field(default=256.0, ge=0.0)
+    #: What a worker may load: patterns of folders and hub ids, separated by commas. Unset: anything.
+    allowed_models: str | None = None
+
+    @field_validator("redis_url", "redis_url_file", "redis_password_file", "allowed_models")
+    @classmethod
+    def _empty_is_unset(cls, value: str | None) -> str | None:
+        """Compose and the like cannot leave a variable out: they hand on an empty one."""
+        return value or None
 
     @classmethod
     def load(cls, **overrides: object) -> Settings:
         """The settings of this process; ``overrides`` that are not None win over the environment.
 
-        Raises InputError where a value is not what its field allows.
+        Files of secrets are read now. Raises InputError where a value is not what its field allows, or a file cannot
+        be read.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         try:
-            return cls(**given)  # type: ignore[arg-type]
+            settings = cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors()[0]
             name = "PROMPTMILL_" + "_".join(str(part) for part in first["loc"]).upper()
             raise InputError(f"{name}: {first['msg']} (got {first['input']!r})") from error
         except UnicodeDecodeError as error:
             raise InputError("the file .env in this folder is not UTF-8: mend it, or start elsewhere") from error
+        return settings._with_secrets(named=bool(given.get("redis_url")))
+
+    def _with_secrets(self, *, named: bool) -> Settings:
+        """With the URL and the password that are in files. A URL ``named`` by a flag wins over that of the environment,
+        its password over the file's. Raises InputError.
+        """
+        url = self.redis_url
+        if self.redis_url_file is not None and not named:
+            if url is not None:
+                raise InputError("PROMPTMILL_REDIS_URL and PROMPTMILL_REDIS_URL_FILE are both set: unset one of them")
+            url = read_secret("PROMPTMILL_REDIS_URL_FILE", self.redis_url_file).strip()
+        if self.redis_password_file is not None:
+            password = read_secret("PROMPTMILL_REDIS_PASSWORD_FILE", self.redis_password_file)
+            complete = with_password(url or DEFAULT_REDIS_URL, password)
+            if complete is None and not named:
+                raise InputError(
+                    "a password is in the Redis URL and in the file of PROMPTMILL_REDIS_PASSWORD_FILE: take it out of "
+                    "the URL (the user's name stays there), or unset the file"
+                )
+            url = complete or url
+        return self.model_copy(update={"redis_url": url})
 
     @property
     def redis(self) -> str:

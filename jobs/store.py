@@ -28,6 +28,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from jobs.disk import create_file, is_no_link, local_backend, sync_file_system
 from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError, first_line
 from jobs.layout import STORE_FILE
+from jobs.secret_files import refuse_secrets
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -36,6 +37,9 @@ FORMAT_VERSION = 1
 
 #: URI schemes of remote stores.
 REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
+
+#: Instead of a password in a URI.
+_CREDENTIALS = "set the variables of its kind, such as AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_SAS_KEY"
 
 #: Tries of one call before the store counts as unreachable; local disks do not blink, so they get one.
 _ATTEMPTS = 5
@@ -93,6 +97,7 @@ class Store:
         if separator and scheme == "memory":
             return cls(MemoryStore(), uri, None)
         if separator and scheme in REMOTE_SCHEMES:
+            refuse_secrets("the store (PROMPTMILL_STORE, --store)", uri, _CREDENTIALS, query=True)
             try:
                 return cls(from_url(uri.rstrip("/"), retry_config=RETRY), uri.rstrip("/"), None)
             except (BaseError, ValueError) as error:

@@ -125,6 +125,9 @@ class LocalWorkers:
         environment = {
             **os.environ,
             "PROMPTMILL_REDIS_URL": self.redis_url,
+            # It holds the password already; empty, so that a file .env does not set them again.
+            "PROMPTMILL_REDIS_URL_FILE": "",
+            "PROMPTMILL_REDIS_PASSWORD_FILE": "",
             "PROMPTMILL_STORE": self.store,
             "PROMPTMILL_LEASE_S": os.environ.get("PROMPTMILL_LEASE_S", str(LEASE_S)),
             # Idle torch threads of one worker must not spin on the cores of another.

@@ -35,6 +35,7 @@ from producer.cli import main
 from producer.connection import Connection
 from producer.server import server_binary
 from tests.forkserver import ONCE, fork_worker
+from tests.redis_users import as_user, login, users_file
 
 #: Seconds. Short, so that a test sees a lease expire; long enough for a busy machine's heartbeats.
 LEASE_S, SWEEP_S = 4.0, 0.5
@@ -57,25 +58,31 @@ def wait_until(what: str, look: Callable[[], T], timeout_s: float = PATIENCE_S, 
 
 
 class Server:
-    """A Redis server on a port of its own, with an append-only file; it can be killed and started again."""
+    """A Redis server on a port of its own, with an append-only file; it can be killed and started again.
+
+    It has the users of ops/redis, and ``url`` is the producer's, unless it is guarded by one ``password`` instead.
+    """
 
     def __init__(self, folder: Path, *extra: str, password: str | None = None) -> None:
         self.folder = folder
         self.port = _free_port()
-        login = f":{password}@" if password else ""
-        self.url = f"redis://{login}127.0.0.1:{self.port}/0"
+        self.url = f"redis://{f':{password}@' if password else login('producer')}127.0.0.1:{self.port}/0"
         # "always": what was answered before a kill is there after it.
         self._config = ["bind 127.0.0.1", f"port {self.port}", f'dir "{folder}"', 'save ""', "appendonly yes",
                         "appendfsync always", "maxmemory-policy noeviction", *extra]  # fmt: skip
-        if password:
-            self._config.append(f"requirepass {password}")
+        self._password = password
         self._process: subprocess.Popen[bytes] | None = None
-        self.client = redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
+        self.client = redis.Redis.from_url(as_user(self.url, "admin"), decode_responses=True, socket_timeout=5)
+
+    def url_through(self, port: int) -> str:
+        """``url`` by way of something that listens on another port."""
+        return self.url.replace(f":{self.port}/", f":{port}/")
 
     def start(self) -> Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "server.conf"
-        config.write_text("\n".join(self._config) + "\n")
+        users = f"requirepass {self._password}" if self._password else f'aclfile "{users_file(self.folder)}"'
+        config.write_text("\n".join([*self._config, users]) + "\n")
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen([server_binary(), str(config)], stdout=log, stderr=log)
         wait_until("the Redis server to answer", self._answers)
@@ -223,7 +230,7 @@ class Mill:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What commands and workers see."""
+        """What commands see; workers have a user of their own."""
         own = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")}
         if self.redis_url:
             own["PROMPTMILL_REDIS_URL"] = self.redis_url
@@ -265,7 +272,7 @@ class Mill:
 
     def worker(self, model: str, folder: Path, *flags: str, **env: str) -> Worker:
         """A worker process that serves ``folder`` as ``model``; it may still be loading."""
-        return self._fork(model, folder, flags, {**self.environment, **env})
+        return self._fork(model, folder, flags, self._worker_environment(env))
 
     def _fork(self, model: str, folder: Path, flags: Sequence[str], environment: dict[str, str]) -> Worker:
         own = ("--model", f"{model}={folder}", *WORKER_FLAGS)
@@ -277,7 +284,7 @@ class Mill:
     def supervised(self, model: str, folder: Path, *flags: str, **env: str) -> Iterator[list[Worker]]:
         """A worker that is started anew whenever it has ended; all that there were, the live one last."""
         # Now: commands that are called within this process change its environment.
-        environment = {**self.environment, **env}
+        environment = self._worker_environment(env)
         started, over = [self._fork(model, folder, flags, environment)], threading.Event()
 
         def supervise() -> None:
@@ -297,7 +304,12 @@ class Mill:
 
     def start_worker(self, *flags: str, **env: str) -> Command:
         """``promptmill-worker start FLAGS`` in the background, as users start it."""
-        return self._start([sys.executable, "-m", "worker", "start", *flags], "worker", **env)
+        command = [sys.executable, "-m", "worker", "start", *flags]
+        return self._start(command, "worker", **self._worker_environment(env))
+
+    def _worker_environment(self, env: dict[str, str]) -> dict[str, str]:
+        own = {**self.environment, **env}
+        return {**own, "PROMPTMILL_REDIS_URL": as_user(own.get("PROMPTMILL_REDIS_URL", ""), "worker")}
 
     def workers(self, model: str, folder: Path, count: int) -> list[Worker]:
         """As many live workers, ready to claim."""
@@ -357,8 +369,8 @@ class Mill:
 
     @contextlib.contextmanager
     def redis(self) -> Iterator[redis.Redis]:
-        """A client with text replies."""
-        with redis.Redis.from_url(self.redis_url, decode_responses=True) as client:
+        """A client with text replies that may do everything."""
+        with redis.Redis.from_url(as_user(self.redis_url, "admin"), decode_responses=True) as client:
             yield client
 
     @property
@@ -396,7 +408,7 @@ class Mill:
         return sorted({path.parts[-3] for path in self.store_path.glob("data/*/*/*") if path.is_file()})
 
     def queue_length(self, model: str) -> int:
-        with redis.Redis.from_url(self.redis_url) as client:
+        with self.redis() as client:
             return int(client.llen(queue_key(self.store.id, model)))
 
     def record(self, job: str) -> JobFile:

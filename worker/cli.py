@@ -10,6 +10,7 @@ import typer
 from jobs.console import EPILOG_NEWLINES, json_out, run_app, setup_logging
 from jobs.settings import Settings
 from jobs.spec import split_model
+from worker.allowed import check_allowed
 
 app = typer.Typer(
     name="promptmill-worker",
@@ -56,11 +57,12 @@ def start(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch (default: its own choice).")] = None,
 ) -> None:
     """Serve a model until SIGTERM: the running batches get a grace period, then they are handed back."""
-    from worker.app import WorkerOptions, run_worker
-
     settings = Settings.load()
     setup_logging(settings)
     name, source = split_model(model)
+    source = check_allowed(source, settings.allowed_models)
+    from worker.app import WorkerOptions, run_worker
+
     _set_threads(threads)
     options = WorkerOptions(
         model=name,
@@ -89,12 +91,13 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Load a model and generate one prompt: device, dtype, engine, attention, context, memory."""
-    from worker.app import WorkerOptions
-    from worker.doctor import examine
-
     settings = Settings.load()
     setup_logging(settings)
     name, source = split_model(model)
+    source = check_allowed(source, settings.allowed_models)
+    from worker.app import WorkerOptions
+    from worker.doctor import examine
+
     options = WorkerOptions(
         model=name, source=source, device=device, dtype=dtype, engine=engine, trust_remote_code=trust_remote_code
     )

@@ -34,19 +34,23 @@ CONNECT_TIMEOUT_S = 5.0
 #: Seconds between pings of an idle connection, below the idle timeouts of common firewalls.
 HEALTH_CHECK_S = 25
 
+#: Where user and password are set.
+_LOGIN = "PROMPTMILL_REDIS_URL and PROMPTMILL_REDIS_PASSWORD_FILE"
+
 _FULL = "is out of memory: raise maxmemory, or wait until jobs end"
 
 #: Replies that mean "not now" or "not you" rather than a mistake of ours, and what to do about each.
 _REFUSALS: tuple[tuple[type[RedisError], str], ...] = (
-    (AuthenticationError, "refuses the user name or password: check them in PROMPTMILL_REDIS_URL"),
-    (AuthorizationError, "refuses this user: check PROMPTMILL_REDIS_URL"),
+    (AuthenticationError, f"refuses the user name or password: check {_LOGIN}"),
+    (AuthorizationError, f"refuses this user: check {_LOGIN}"),
     (NoPermissionError, "does not let this user do that: check its ACL"),
     (OutOfMemoryError, _FULL),
     (ReadOnlyError, "is a read-only replica: point PROMPTMILL_REDIS_URL at the primary"),
     (BusyLoadingError, "is loading its data: try again in a moment"),
 )
+#: What one who gave no password is told: by a server that has one, or where the default user may do next to nothing.
+_FOR_NOBODY = (AuthenticationError, NoPermissionError)
 _REFUSAL_PREFIXES = {
-    "NOAUTH": "wants a password: put it into PROMPTMILL_REDIS_URL",
     "MISCONF": "cannot save to its disk and refuses writes: see the server's log",
     "OOM": _FULL,
     "BUSY": "is busy with a script: try again in a moment",
@@ -98,6 +102,8 @@ def explained(client: redis.Redis) -> Iterator[None]:
         reason = _reason(error)
         if reason is None:
             raise
+        if isinstance(error, _FOR_NOBODY) and not client.connection_pool.connection_kwargs.get("password"):
+            reason = f"wants a user name and a password: set {_LOGIN}"
         kind = RedisFullError if reason == _FULL else RedisUnavailableError
         raise kind(f"Redis at {address(client)} {reason}") from error
 

@@ -186,11 +186,10 @@ class Campaign:
             self.fleet.append(self.mill.worker(MODEL, self.model, "--grace", "1", **self._settings(), **env))
 
     def _settings(self) -> dict[str, str]:
-        url = f"redis://127.0.0.1:{self.proxy.port}/0"
         return {
             "PROMPTMILL_LEASE_S": str(self.lease_s),
             "PROMPTMILL_SWEEP_S": str(SWEEP_S),
-            "PROMPTMILL_REDIS_URL": url,
+            "PROMPTMILL_REDIS_URL": self.server.url_through(self.proxy.port),
         }
 
     def _bury(self, worker: Worker) -> None:

@@ -15,6 +15,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import from_url
 
 from jobs.errors import InputError, StoreUnavailableError, first_line
+from jobs.secret_files import refuse_secrets
 from jobs.store import REMOTE_SCHEMES, RETRY
 from producer.sources.places import READ_BLOCK, Place, is_data
 
@@ -27,9 +28,10 @@ def remote_places(uri: str) -> list[Place]:
     scheme, _, rest = uri.partition("://")
     if scheme not in REMOTE_SCHEMES:
         raise InputError(f"{uri}: unknown scheme {scheme!r}: use a path, s3://, gs://, az:// or https://")
+    web = scheme in ("http", "https")
+    refuse_secrets("the source", uri, "download it, or pipe it in with '-'", query=web)
     host, _, key = rest.partition("/")
     base = f"{scheme}://{host}"
-    web = scheme in ("http", "https")
     if not host:
         raise InputError(f"{uri}: names no bucket or host")
     if web and (has_magic(key) or not key or key.endswith("/")):

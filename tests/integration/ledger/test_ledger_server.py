@@ -184,9 +184,11 @@ class TestServer:
         assert ledger.now() == pytest.approx(time.time(), abs=5)
 
     def test_a_queue_is_as_long_as_its_list(self, ledger: Ledger, redis_server) -> None:
-        assert ledger.queue_length("queue") == 0
-        redis_server.client.rpush("queue", "a", "b")
-        assert ledger.queue_length("queue") == 2
+        queue = keys.prefix(ledger.store_id) + "queue"
+        assert ledger.queue_length(queue) == 0
+        redis_server.client.rpush(queue, "a", "b")
+        assert ledger.queue_length(queue) == 2
+        redis_server.client.delete(queue)
 
     @pytest.mark.parametrize("protocol", [2, 3])
     @pytest.mark.parametrize("decode", [True, False])
@@ -223,7 +225,7 @@ class TestRefusals:
         client.acl_deluser("worker", "reader")
 
     def url(self, redis_server, user: str, password: str = PASSWORD) -> str:
-        return redis_server.url.replace("redis://", f"redis://{user}:{password}@")
+        return f"redis://{user}:{password}@{redis_server.url.rpartition('@')[2]}"
 
     def test_a_user_of_the_prefix_can_do_everything(self, ledger: Ledger, redis_server, users) -> None:
         mine = Ledger.connect(self.url(redis_server, "worker"), ledger.store_id)
@@ -244,13 +246,19 @@ class TestRefusals:
             mine.accept(job_file())
         mine.close()
 
-    def test_a_password_that_is_wanted(self, redis_server) -> None:
-        redis_server.client.config_set("requirepass", "secret")
+    def test_a_password_that_is_wanted(self, redis_server, users) -> None:
+        users.acl_setuser("default", enabled=False)
         try:
-            with pytest.raises(RedisUnavailableError, match=r"wants a password|refuses the user name or password"):
-                Ledger.connect(redis_server.url, "s")
+            with pytest.raises(RedisUnavailableError, match="wants a user name and a password: set PROM"):
+                Ledger.connect(f"redis://{redis_server.url.rpartition('@')[2]}", "s")
         finally:
-            redis_server.client.config_set("requirepass", "")
+            users.acl_setuser("default", enabled=True)
+
+    def test_a_login_that_is_wanted_from_all_who_do_more_than_ping(self, redis_server) -> None:
+        anybody = Ledger.connect(f"redis://{redis_server.url.rpartition('@')[2]}", "s")
+        with pytest.raises(RedisUnavailableError, match="wants a user name and a password"):
+            anybody.jobs()
+        anybody.close()
 
     def test_nobody_there(self) -> None:
         with pytest.raises(RedisUnavailableError, match=r"^Redis at 127\.0\.0\.1:1 cannot be reached: ") as caught:

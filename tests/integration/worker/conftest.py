@@ -93,7 +93,7 @@ def bench(redis_server: Any, tmp_path: Path) -> Iterator[Bench]:
         store=store,
         ledger=Ledger.connect(redis_server.url, store.id, lease_s=5.0, sweep_s=0.5),
         permits=Permits(make_app(redis_server.url, store.id), store.id),
-        client=Client(redis_url=redis_server.url, store=tmp_path / "store"),
+        client=Client(redis_url=redis_server.producer_url, store=tmp_path / "store"),
         redis=redis_server.client,
     )
     yield bench

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import traceback
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from celery import Celery
 from pydantic import ValidationError
+from redis.connection import parse_url
 
 from jobs.errors import InputError
+from jobs.permits import broker_url
 from jobs.settings import DEFAULT_REDIS_URL, Settings
 
 
@@ -85,3 +91,100 @@ def test_a_local_file_that_says_nothing_is_passed_over(tmp_path: Path, content: 
 
 def test_a_remote_store_has_no_local_server() -> None:
     assert Settings.load(store="s3://bucket/prefix").redis == DEFAULT_REDIS_URL
+
+
+def secret(name: str, content: str | bytes) -> str:
+    Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("url", "complete"),
+    [
+        ("redis://worker@h:1/2", "redis://worker:{}@h:1/2"),
+        ("redis://worker:@h", "redis://worker:{}@h"),
+        ("redis://h?db=3", "redis://:{}@h?db=3"),
+        ("rediss://worker@[::1]:7/0?ssl_ca_certs=/a/b@c", "rediss://worker:{}@[::1]:7/0?ssl_ca_certs=/a/b@c"),
+        ("unix:///tmp/x.sock?db=1", "unix://:{}@/tmp/x.sock?db=1"),
+        ("unix://worker@/tmp/x.sock", "unix://worker:{}@/tmp/x.sock"),
+        (None, "redis://:{}@127.0.0.1:6379/0"),
+    ],
+)
+def test_a_password_file_completes_the_url_whatever_the_password_holds(
+    monkeypatch: pytest.MonkeyPatch, url: str | None, complete: str
+) -> None:
+    password = " p@s/s:w#o?r%d&é;+ "
+    monkeypatch.setenv("PROMPTMILL_REDIS_PASSWORD_FILE", secret("password", f"{password}\r\nanother line"))
+    if url is not None:
+        monkeypatch.setenv("PROMPTMILL_REDIS_URL", url)
+
+    found = Settings.load().redis
+
+    assert found == complete.format(quote(password, safe=""))
+    assert parse_url(found)["password"] == password
+    if not found.startswith("unix:"):  # of a socket kombu reads them when it connects
+        broker = Celery(broker=broker_url(found), set_as_current=False).connection()
+        assert (broker.password, broker.userid) == (password, parse_url(found).get("username"))
+
+
+def test_a_url_file_holds_all_of_it_or_all_but_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTMILL_REDIS_URL_FILE", secret("url", " rediss://u:p@h:1/2\n"))
+    assert Settings.load().redis == "rediss://u:p@h:1/2"
+    secret("url", "rediss://u@h:1/2")
+    monkeypatch.setenv("PROMPTMILL_REDIS_PASSWORD_FILE", secret("password", "p@\n"))
+    assert Settings.load().redis == "rediss://u:p%40@h:1/2"
+
+
+def test_a_flag_wins_over_the_files_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTMILL_REDIS_URL_FILE", secret("url", "redis://from-file"))
+    assert Settings.load(redis_url="redis://from-flag").redis == "redis://from-flag"
+    monkeypatch.setenv("PROMPTMILL_REDIS_PASSWORD_FILE", secret("password", "word"))
+    assert Settings.load(redis_url="redis://u@from-flag").redis == "redis://u:word@from-flag"
+    assert Settings.load(redis_url="redis://u:own@from-flag").redis == "redis://u:own@from-flag"
+
+
+def test_variables_that_are_empty_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("PROMPTMILL_REDIS_PASSWORD_FILE=/nowhere\n", encoding="utf-8")
+    for name in ("REDIS_URL", "REDIS_URL_FILE", "REDIS_PASSWORD_FILE", "ALLOWED_MODELS"):
+        monkeypatch.setenv(f"PROMPTMILL_{name}", "")
+    settings = Settings.load()
+    assert (settings.redis_url, settings.allowed_models) == (None, None)
+    assert settings.redis == DEFAULT_REDIS_URL
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"REDIS_PASSWORD_FILE": "nowhere"}, "PROMPTMILL_REDIS_PASSWORD_FILE: nowhere cannot be read: No such file"),
+        ({"REDIS_PASSWORD_FILE": "~nobody-of-that-name/x"}, "cannot be read"),
+        ({"REDIS_URL_FILE": "."}, "PROMPTMILL_REDIS_URL_FILE: . cannot be read: Is a directory"),
+        ({"REDIS_PASSWORD_FILE": "empty"}, "the first line of empty is empty"),
+        ({"REDIS_PASSWORD_FILE": "second-line"}, "the first line of second-line is empty"),
+        ({"REDIS_URL_FILE": "binary"}, "the first line of binary is not UTF-8"),
+        ({"REDIS_URL_FILE": "url", "REDIS_URL": "redis://h"}, "are both set: unset one of them"),
+        ({"REDIS_PASSWORD_FILE": "password", "REDIS_URL": "redis://u:own-secret@h"}, "take it out of the URL"),
+        ({"REDIS_PASSWORD_FILE": "password", "REDIS_URL": "redis://h?password=own-secret"}, "take it out of the URL"),
+        ({"REDIS_PASSWORD_FILE": "password", "REDIS_URL_FILE": "url"}, "take it out of the URL"),
+    ],
+)
+def test_secrets_that_cannot_be_had_are_said_in_a_sentence_without_them(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    secret("empty", "\n")
+    secret("second-line", "\nfile-secret\n")
+    secret("binary", b"file-secret\xff")
+    secret("password", "file-secret")
+    secret("url", "redis://u:own-secret@h")
+    for name, value in variables.items():
+        monkeypatch.setenv(f"PROMPTMILL_{name}", value)
+    with pytest.raises(InputError, match=re.escape(said)) as raised:
+        Settings.load()
+    shown = "".join(traceback.format_exception(raised.value))
+    assert not re.search("own-secret|file-secret", shown)
+
+
+def test_settings_do_not_show_what_they_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTMILL_REDIS_PASSWORD_FILE", secret("password", "file-secret"))
+    settings = Settings.load()
+    assert "file-secret" in settings.redis
+    assert "file-secret" not in f"{settings!r} {settings}"

@@ -15,6 +15,7 @@ import orjson
 import pytest
 from obstore.exceptions import GenericError
 
+import jobs.store
 from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError
 from jobs.store import Store
 from tests.job_work import memory_store
@@ -196,6 +197,30 @@ def test_a_folder_without_write_permission_is_said_by_name(tmp_path: Path, monke
 def test_an_unknown_kind_of_store_is_a_wrong_argument(uri: str) -> None:
     with pytest.raises(InputError, match="unknown scheme"):
         Store.open(uri, create=True)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://id:secret-word@bucket/prefix", "https://user:secret-word@host/store", "az://container/x?sig=secret-word"],
+)
+def test_a_place_that_holds_a_secret_is_refused_and_not_shown(uri: str) -> None:
+    with pytest.raises(InputError, match="the URI holds a password or a signature") as raised:
+        Store.open(uri, create=True)
+    assert "secret-word" not in str(raised.value)
+
+
+def test_a_container_of_azure_may_be_named_as_its_tools_do() -> None:
+    assert Store._connect("abfss://container@account.dfs.core.windows.net/x", create=True).uri.startswith("abfss://")
+
+
+def test_the_login_of_an_endpoint_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "x", "REGION": "us-east-1", "ALLOW_HTTP": "true",
+                        "ENDPOINT_URL": "http://user:secret-word@127.0.0.1:1"}.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(jobs.store, "_ATTEMPTS", 1)
+    with pytest.raises(StoreUnavailableError, match=r"http://\*\*\*@127\.0\.0\.1:1/bucket") as raised:
+        Store.open("s3://bucket", create=True)
+    assert "secret-word" not in str(raised.value)
 
 
 def test_a_store_that_was_not_opened_has_no_id() -> None:

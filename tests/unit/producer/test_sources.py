@@ -277,6 +277,15 @@ class TestFiles:
         with pytest.raises(InputError, match=re.escape(reason)):
             open_source(uri)
 
+    @pytest.mark.parametrize(
+        "uri",
+        ["https://user:secret-word@host/a.jsonl", "https://host/a.jsonl?sig=secret-word", "s3://id:secret-word@b/a"],
+    )
+    def test_refuses_a_uri_that_holds_a_secret_and_does_not_show_it(self, uri: str) -> None:
+        with pytest.raises(InputError, match="the URI holds a password or a signature") as caught:
+            open_source(uri)
+        assert "secret-word" not in str(caught.value)
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
     def test_refuses_an_unreadable_file(self, tmp_path: Path) -> None:
         path = written(tmp_path, "a.txt", "x")
