@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from jobs.counters import Reason, recoveries
 from jobs.deletion import clear_if_deleted
 from jobs.errors import DamagedFileError, PromptmillError
 from jobs.finalize import MissingPartsError, Progress, finalize
@@ -36,6 +37,7 @@ def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive:
         _end(store, ledger, job, claim, alive)
     except MissingPartsError as error:
         store.require()
+        recoveries.count(Reason.PART_LOST, len(error.batches))
         _log.error("%s: they are generated again", error)
         if not ledger.reopen(claim.job, error.batches, error.counts):
             # It is cancelled or expired: the next finalization fills them, and need not wait for this lease to expire.

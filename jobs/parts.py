@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs import layout
+from jobs.counters import Reason, recoveries
 from jobs.errors import DamagedFileError, NotFoundError
 from jobs.results import PartCounts, part_counts, read_part
 from jobs.spec import JobFile
@@ -31,7 +32,7 @@ def find_part(store: Store, job: JobFile, batch: int) -> Part | None:
         except NotFoundError:
             return None
         except DamagedFileError:
-            store.put_if_absent(layout.damaged_part(job.stage, batch, generation), b"")
+            _set_aside(store, job, batch, generation)
             generation += 1
 
 
@@ -45,8 +46,13 @@ def commit_part(store: Store, job: JobFile, batch: int, content: bytes) -> Part:
         try:
             return _read(store, job, batch, path)
         except DamagedFileError:
-            store.put_if_absent(layout.damaged_part(job.stage, batch, generation), b"")
+            _set_aside(store, job, batch, generation)
             generation += 1
+
+
+def _set_aside(store: Store, job: JobFile, batch: int, generation: int) -> None:
+    if store.put_if_absent(layout.damaged_part(job.stage, batch, generation), b""):
+        recoveries.count(Reason.PART_DAMAGED)
 
 
 def _read(store: Store, job: JobFile, batch: int, path: str) -> Part:

@@ -10,6 +10,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+from jobs.counters import Reason, recoveries
 from jobs.errors import PromptmillError, UnavailableError
 from jobs.ledger import Ledger, Sweep
 from jobs.permits import Permits
@@ -46,6 +47,7 @@ class Reconciler:
         if sweep is None:
             return None
         for job, batch in sweep.returned:
+            recoveries.count(Reason.LEASE_EXPIRED)
             _log.warning("job %s: the lease of batch %d expired, the batch goes back", job, batch)
         for job in sweep.expired:
             _log.warning("job %s: its deadline has passed", job)
@@ -80,6 +82,7 @@ class Reconciler:
                 if has_ended(self.store, job) or not recover_job(self.store, self.ledger, job):
                     self._ended.add(job)
                 else:
+                    recoveries.count(Reason.JOB_RESTORED)
                     _log.warning("job %s was accepted but unknown to the ledger: restored", job)
             except UnavailableError:
                 raise

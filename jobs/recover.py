@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from jobs import layout
+from jobs.counters import Reason, recoveries
 from jobs.errors import DamagedFileError, NotFoundError, UnknownJobError
 from jobs.finalize import manifest_counts
 from jobs.ledger import Ledger
@@ -51,6 +52,7 @@ def recover_if_needed(store: Store, ledger: Ledger) -> None:
         return
     found = recover_all(store, ledger)
     if found.restored:
+        recoveries.count(Reason.LEDGER_RESTORED)
         _log.warning(
             "Redis is new or has restarted: %d jobs were brought back from the store; "
             "pauses and changed priorities that it has lost stay lost",

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
+from jobs.deletion import clear_if_deleted
 from jobs.ending import end_job
-from jobs.errors import InputError, LeaseLostError
-from jobs.ledger import Beat, Claim, LeaseState
+from jobs.errors import InputError, LeaseLostError, PromptmillError, UnknownJobError
+from jobs.ledger import Beat, Claim, LeaseState, Release
 from jobs.records import wish_cancel
 from jobs.spec import JobStatus, Status
 from producer.connection import Connection
 from producer.status import job_status
 
+#: A job in one of these has no batch left to begin: what it waits for is its dataset.
+ENDING = (Status.FINALIZING, Status.CANCELLING)
 
-def tend(connection: Connection, job: str) -> None:
-    """One round of upkeep; then end ``job`` here if that is due and no worker of its model lives.
+
+def tend(connection: Connection, *jobs: str) -> None:
+    """One round of upkeep; then end those of ``jobs`` here that wait for it and whose model no live worker serves.
 
     Raises UnavailableError.
     """
     connection.reconciler.run_once()
-    state = connection.ledger.job(job)
-    if state is None or state.status not in (Status.FINALIZING, Status.CANCELLING):
-        return
-    if any(worker.model == state.model for worker in connection.ledger.workers()):
-        return
-    claim = connection.ledger.claim_finalize(job, connection.reconciler.owner)
-    if claim is not None:
-        _end(connection, claim)
+    ending = [state for state in connection.ledger.jobs(jobs) if state.status in ENDING]
+    served = {worker.model for worker in connection.ledger.workers()} if ending else set()
+    for state in ending:
+        if state.model in served:
+            continue
+        claim = connection.ledger.claim_finalize(state.id, connection.reconciler.owner)
+        if claim is not None:
+            _end(connection, claim)
 
 
 def cancel_job(connection: Connection, job: str) -> JobStatus:
@@ -76,17 +79,30 @@ def _living(connection: Connection, job: str, done: str) -> JobStatus:
 
 
 def _end(connection: Connection, claim: Claim) -> None:
-    """End a job here, extending the lease between steps."""
-    beat, every_s = Beat(claim.job, claim.batch, claim.token), connection.settings.lease_s / 6
-    last = time.monotonic()
+    """End a job here, extending the lease between steps; a lease whose work fails is given back."""
+    ledger, beat = connection.ledger, Beat(claim.job, claim.batch, claim.token)
+    every_s, last = connection.settings.lease_s / 6, time.monotonic()
 
     def alive() -> None:
         nonlocal last
         if time.monotonic() - last < every_s:
             return
         last = time.monotonic()
-        if connection.ledger.heartbeat([beat]).get((claim.job, claim.batch)) is LeaseState.LOST:
+        if ledger.heartbeat([beat]).get((claim.job, claim.batch)) is LeaseState.LOST:
             raise LeaseLostError
 
-    with suppress(LeaseLostError):
-        end_job(connection.store, connection.ledger, connection.permits, claim, alive)
+    try:
+        end_job(connection.store, ledger, connection.permits, claim, alive)
+    except LeaseLostError:
+        pass
+    except UnknownJobError as error:
+        # Deleted meanwhile; or its record is gone, unless it is the store that is.
+        connection.store.require()
+        if not clear_if_deleted(connection.store, claim.job, ledger.forget):
+            ledger.fail(claim.job, str(error))
+    except PromptmillError:
+        raise
+    except Exception:
+        # Counted: what comes back every time is to fail the job in the end.
+        ledger.release(claim.job, claim.batch, claim.token, Release.FAILED)
+        raise

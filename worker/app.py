@@ -16,6 +16,7 @@ from celery import bootsteps, signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from jobs import __version__
+from jobs.exposition import Probes
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.parquet import keep_pandas_out
 from jobs.permits import Permits, make_app
@@ -61,8 +62,9 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     Raises InputError, ModelError, UnavailableError before the first claim.
     """
     keep_pandas_out()
+    probes = Probes(ready=lambda: "the model is being loaded")
     if options.metrics_port is not None:
-        serve_metrics(options.metrics_port)
+        serve_metrics(options.metrics_port, probes)
     store = Store.open(settings.store, create=True)
     ledger = Ledger.connect(settings.redis, store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s)
     _warn_of_other_stores(ledger, store)
@@ -75,7 +77,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     try:
         if options.metrics_port is not None:
             watch_engine(context)
-        return 0 if consume(context, options) else EXIT_ENGINE
+        return 0 if consume(context, options, probes) else EXIT_ENGINE
     finally:
         context.engine.close()
         ledger.unregister(context.registration.id)
@@ -135,12 +137,17 @@ def engine_for(options: WorkerOptions, loaded: LoadedModel) -> tuple[Engine, str
     return engine, name
 
 
-def consume(context: WorkerContext, options: WorkerOptions) -> bool:
-    """Take permits from the model's queue until the process is told to stop; False if Celery stopped by itself."""
+def consume(context: WorkerContext, options: WorkerOptions, probes: Probes | None = None) -> bool:
+    """Take permits from the model's queue until the process is told to stop; False if Celery stopped by itself.
+
+    From here on ``probes`` tell what has become of the engine and the registration.
+    """
     app = make_app(context.settings.redis, context.store.id, context.model)
     register_tasks(app, context)
     reconciler = Reconciler(context.store, context.ledger, context.permits, context.registration.id)
     upkeep = Upkeep(context, reconciler)
+    if probes is not None:
+        probes.health, probes.ready = upkeep.heartbeat.unwell, upkeep.heartbeat.unready
     drain = Drain(context, options.grace_s)
     app.steps["worker"].add(drain_step(drain, upkeep))
     signals.worker_shutting_down.connect(drain.by_signal)

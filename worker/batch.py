@@ -16,6 +16,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from jobs.counters import Reason, recoveries
 from jobs.deletion import clear_if_deleted
 from jobs.ending import end_job
 from jobs.errors import DamagedFileError, LeaseLostError, StoreUnavailableError, UnavailableError, UnknownJobError
@@ -71,6 +72,8 @@ def run_claim(worker: WorkerContext) -> bool:
         if claim is None:
             return False
         done = False
+        if claim.kind != FINALIZE and claim.attempt > 1:
+            recoveries.count(Reason.BATCH_RETRIED)
         with _leased(worker, claim) as lease:
             if claim.more:
                 _send_permit(worker)
@@ -165,7 +168,9 @@ def _commit(worker: WorkerContext, job: JobFile, claim: Claim, lease: HeldLease,
                 before_sleep=tell,
                 reraise=True,
             )
-            return waiting(put)
+            part = waiting(put)
+            recoveries.count(Reason.STORE_RECONNECTED)
+            return part
 
 
 def _pin(worker: WorkerContext, job: JobFile) -> None:
@@ -216,6 +221,7 @@ def _finish(worker: WorkerContext, job: JobFile, claim: Claim, counts: PartCount
         finished = worker.ledger.finish(job.id, claim.batch, claim.token, counts)
     except UnknownJobError:
         recover_job(worker.store, worker.ledger, job.id)
+        recoveries.count(Reason.JOB_RESTORED)
         return
     if finished.finalize:
         _send_permit(worker)

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 
+from jobs.counters import Reason, recoveries
 from jobs.errors import UnavailableError
 from jobs.ledger import FINALIZE, Beat, LeaseState
 from jobs.reconcile import Reconciler
@@ -114,12 +115,32 @@ class Heartbeat(threading.Thread):
         self._beat_s = min(5.0, settings.lease_s / 6)
         self._tick_s = min(self._beat_s, settings.sweep_s)
         self._next_beat = 0.0
+        self._registered = False
+
+    def unwell(self) -> str | None:
+        """What is wrong with the engine. A process that sees it ends itself: this is for one that does not."""
+        if self._context.engine.failure is not None:
+            return "the engine died"
+        if self.ident is not None and self._pulse.still_s > self._context.settings.stall_s:
+            return "the engine stands still"
+        return None
+
+    def unready(self) -> str | None:
+        """Why the worker takes no batches: it does from its registration to its drain."""
+        if self._context.draining.is_set():
+            return "draining"
+        return self.unwell() if self._registered else "not registered yet"
 
     def run(self) -> None:
+        away = False
         while not self._stopped.is_set():
             try:
                 self._tick()
+                if away:
+                    recoveries.count(Reason.REDIS_RECONNECTED)
+                away = False
             except UnavailableError as error:
+                away = True
                 self._sweeper.hold_off()
                 _log.warning("heartbeats wait: %s", error)
             except Exception:
@@ -169,6 +190,7 @@ class Heartbeat(threading.Thread):
         has_work = any(lease.claim.kind != FINALIZE for lease in context.leases)
         worked = context.pace.look(stats, has_work)
         context.ledger.register(context.info(self._pulse.rows_per_s, self._pulse.tokens_per_s), worked=worked)
+        self._registered = True
         progresses = self._pulse.still_s <= context.settings.stall_s / 2
         held = [lease for lease in context.leases if progresses or lease.claim.kind == FINALIZE]
         beats = [
@@ -178,5 +200,7 @@ class Heartbeat(threading.Thread):
         for lease in held:
             state = states.get((lease.claim.job, lease.claim.batch), LeaseState.HELD)
             if state is not LeaseState.HELD and lease.state is LeaseState.HELD:
+                if state is LeaseState.LOST:
+                    recoveries.count(Reason.LEASE_LOST)
                 _log.info("job %s batch %d: %s", lease.claim.job, lease.claim.batch, state)
                 lease.drop(state)

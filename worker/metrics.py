@@ -1,14 +1,14 @@
-"""Prometheus metrics of one worker process; docs/operations.md lists them."""
+"""Prometheus metrics of one worker process; docs/monitoring.md lists them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import REGISTRY, Counter, Histogram, start_http_server
+from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from jobs.errors import InputError
+from jobs.exposition import Probes, ProcessCollector, serve
 from jobs.results import STATUS_COUNTS, PartCounts
 from worker.context import WorkerContext
 from worker.engine.request import EngineStats
@@ -84,12 +84,10 @@ def _state(stats: EngineStats, model: str) -> Iterator[Metric]:
     )
 
 
-def serve_metrics(port: int) -> None:
-    """Answer ``/metrics`` on ``port``, on a thread of its own. Raises InputError where the port cannot be had."""
-    try:
-        start_http_server(port)
-    except OSError as error:
-        raise InputError(f"--metrics-port {port} cannot be used ({error.strerror}): name a free port") from error
+def serve_metrics(port: int, probes: Probes) -> None:
+    """Answer ``/metrics``, ``/healthz`` and ``/readyz`` on ``port``. Raises InputError where it cannot be had."""
+    serve("--metrics-port", port, probes)
+    REGISTRY.register(ProcessCollector("worker"))
 
 
 def watch_engine(context: WorkerContext) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from itertools import count, islice
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import orjson
 import redis
@@ -278,16 +278,16 @@ class Ledger:
         """A job, live or ended within 7 days. None if it is unknown."""
         return self._states([job])[0]
 
-    def jobs(self) -> list[JobState]:
-        """All jobs, live or ended within 7 days, newest first."""
-        states = [
-            state for chunk in _chunks(iter(self.job_ids())) for state in self._states(chunk) if state is not None
-        ]
+    def jobs(self, ids: Iterable[str] | None = None) -> list[JobState]:
+        """All jobs, live or ended within 7 days, or those of ``ids`` that are known; newest first."""
+        wanted = self.job_ids() if ids is None else ids
+        states = [state for chunk in _chunks(iter(wanted)) for state in self._states(chunk) if state is not None]
         return sorted(states, key=lambda state: (state.created_at, state.id), reverse=True)
 
-    def job_ids(self) -> list[str]:
-        """The ids of all jobs, live or ended within 7 days."""
-        names = [text(n) for zset in ("live", "ended") for n in self._command("ZRANGE", self._key(zset), 0, -1)]
+    def job_ids(self, *lists: Literal["live", "ended"]) -> list[str]:
+        """The ids of all jobs, live or ended within 7 days, or of those on one of these lists."""
+        asked = lists or ("live", "ended")
+        names = [text(name) for zset in asked for name in self._command("ZRANGE", self._key(zset), 0, -1)]
         # One that ended in between is in both.
         return [*dict.fromkeys(names)]
 

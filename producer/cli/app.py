@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from jobs import __version__
 from jobs.console import Interrupted, setup_logging
 from jobs.settings import Settings
-from producer.cli import control, doctor, jobs, report, results, run, submit
+from producer.cli import control, doctor, exporter, jobs, report, results, run, submit
 
 
 class _Commands(TyperGroup):
@@ -31,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for group in (run, submit, jobs, control, results, report, doctor):
+for group in (run, submit, jobs, control, results, report, exporter, doctor):
     group.add_commands(app)
 
 

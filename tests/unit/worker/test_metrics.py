@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from jobs.errors import InputError
+from jobs.exposition import Probes
 from worker.engine.request import EngineStats
 from worker.metrics import EngineCollector, serve_metrics
 
@@ -52,4 +53,4 @@ def test_a_port_that_is_taken_is_an_error_of_the_command_line() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"--metrics-port {port} cannot be used \(Address already in use\)"):
-            serve_metrics(port)
+            serve_metrics(port, Probes())

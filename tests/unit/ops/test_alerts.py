@@ -1,0 +1,73 @@
+"""Every alert fires in a test of its rule, and stays silent where it should."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+MONITORING = ROOT / "ops" / "monitoring"
+RULES: list[dict[str, Any]] = [
+    rule
+    for group in yaml.safe_load((MONITORING / "alerts.yml").read_text(encoding="utf-8"))["groups"]
+    for rule in group["rules"]
+]
+ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+#: Exit status of ops/promtool where there is none to be had.
+ABSENT = 77
+
+
+def promtool(*arguments: str) -> None:
+    done = subprocess.run(
+        [ROOT / "ops" / "promtool", *arguments], cwd=MONITORING, capture_output=True, text=True, timeout=110, check=False
+    )
+    if done.returncode == ABSENT:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_rules_do_what_their_tests_say() -> None:
+    promtool("test", "rules", *(str(path) for path in sorted(MONITORING.glob("tests/*.yml"))))
+
+
+def test_prometheus_takes_the_configuration_and_the_rules_that_it_names() -> None:
+    promtool("check", "config", "prometheus.yml")
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_fires_in_a_test_and_is_silent_in_another(name: str) -> None:
+    checks = [
+        sample["labels"]
+        for path in MONITORING.glob("tests/*.yml")
+        for case in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]
+        for check in case["promql_expr_test"]
+        for sample in check["exp_samples"] or [{"labels": "none"}]
+    ]
+    assert f'{{alertname="{name}"}}' in checks
+    assert "none" in checks
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_says_how_bad_it_is_and_what_to_type_next(name: str) -> None:
+    annotations = ALERTS[name]["annotations"]
+    assert ALERTS[name]["labels"]["severity"] in ("critical", "warning")
+    assert annotations["summary"]
+    assert re.search(r"Next: .*`|Look at .*`", annotations["description"])
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_leads_to_its_section_of_the_docs(name: str) -> None:
+    page, _, anchor = ALERTS[name]["annotations"]["runbook"].partition("#")
+    headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert anchor == name.lower()
+    assert name in headings
+
+
+def test_every_section_of_the_docs_is_about_an_alert_that_there_is() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^#+ (Promptmill\w+)$", page, re.MULTILINE)) == set(ALERTS)
