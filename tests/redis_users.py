@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 import redis
 
@@ -14,16 +15,20 @@ User = Literal["producer", "worker", "admin"]
 USERS: tuple[User, ...] = ("producer", "worker", "admin")
 SCRIPT = Path(__file__).parents[1] / "ops" / "redis" / "users"
 
+#: What tells a password of theirs, as it is and as URLs have it.
+SECRETS = ("s3cret/w@rd", "s3cret%2Fw%40rd")
+
 _LOGIN = re.compile(r"://promptmill-[a-z]+:[^@]*@")
 
 
 def password(user: User) -> str:
-    return f"word-of-{user}"
+    """One that has to be percent-encoded, and is found wherever it should not be."""
+    return f"{SECRETS[0]}:of {user}"
 
 
 def login(user: User) -> str:
     """What goes before the host of a URL."""
-    return f"promptmill-{user}:{password(user)}@"
+    return f"promptmill-{user}:{quote(password(user), safe='')}@"
 
 
 def as_user(url: str, user: User) -> str:

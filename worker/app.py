@@ -67,6 +67,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         serve_metrics(options.metrics_port, probes)
     store = Store.open(settings.store, create=True)
     ledger = Ledger.connect(settings.redis, store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s)
+    ledger.require_worker()
     _warn_of_other_stores(ledger, store)
     ledger.register_store(store.uri)
     # All that touches the model is done by one thread. OpenMP keeps a team of threads for each that ever did: with

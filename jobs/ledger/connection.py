@@ -24,7 +24,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from jobs.errors import InputError, RedisFullError, RedisUnavailableError
-from jobs.ledger import keys
+from jobs.ledger import keys, tls
 
 _T = TypeVar("_T")
 
@@ -69,7 +69,7 @@ def connect(url: str) -> redis.Redis:
     """
     try:
         url.encode("utf-8")
-        return redis.Redis.from_url(
+        client = redis.Redis.from_url(
             url,
             socket_timeout=SOCKET_TIMEOUT_S,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
@@ -83,6 +83,8 @@ def connect(url: str) -> redis.Redis:
             "the Redis URL cannot be read: write redis://[user:password@]host:port/db, rediss:// or unix:// "
             "(characters such as '/', '#' and '@' in a password as %2F, %23, %40)"
         ) from None
+    tls.check_files(client.connection_pool.connection_kwargs)
+    return client
 
 
 def address(client: redis.Redis) -> str:
@@ -99,25 +101,25 @@ def explained(client: redis.Redis) -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        reason = _reason(error)
+        reason = _reason(error, client.connection_pool)
         if reason is None:
             raise
-        if isinstance(error, _FOR_NOBODY) and not client.connection_pool.connection_kwargs.get("password"):
-            reason = f"wants a user name and a password: set {_LOGIN}"
         kind = RedisFullError if reason == _FULL else RedisUnavailableError
         raise kind(f"Redis at {address(client)} {reason}") from error
 
 
-def _reason(error: RedisError) -> str | None:
+def _reason(error: RedisError, pool: redis.ConnectionPool) -> str | None:
+    if isinstance(error, _FOR_NOBODY) and not pool.connection_kwargs.get("password"):
+        return f"wants a user name and a password: set {_LOGIN}"
     for kind, reason in _REFUSALS:
         if isinstance(error, kind):
             return reason
     if isinstance(error, redis.exceptions.TimeoutError):
-        return "does not answer in time"
+        return "does not answer in time" + tls.of_silence(error)
     if isinstance(error, redis.exceptions.InvalidResponse):
         return "answers, but is no Redis: check PROMPTMILL_REDIS_URL"
     if isinstance(error, redis.exceptions.ConnectionError):
-        return f"cannot be reached: {str(error).rstrip('.')}"
+        return f"cannot be reached: {tls.said(str(error).rstrip('.'), pool)}"
     if isinstance(error, ResponseError):
         text = str(error)
         return next((reason for prefix, reason in _REFUSAL_PREFIXES.items() if text.startswith(prefix)), None)

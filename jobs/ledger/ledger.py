@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import orjson
 import redis
 
-from jobs.errors import InputError, RedisFullError, UnknownJobError
+from jobs.errors import InputError, RedisFullError, RedisUnavailableError, UnknownJobError
 from jobs.ledger import connection, keys, replies
 from jobs.ledger.model import Beat, Claim, Finished, JobState, LeaseState, Release, Shown, Sweep, WorkerInfo
 from jobs.ledger.replies import text
@@ -323,6 +323,17 @@ class Ledger:
         flat = [item for pair in {**asdict(worker), "shown": shown}.items() for item in pair]
         kept = shown if worked else ""
         self._scripts.run_twice("register", worker.id, WORKER_TTL_S, worker.model, kept, SHOWN_TTL_S, *flat)
+
+    def require_worker(self) -> None:
+        """Raises RedisUnavailableError where this user may not take work, which Celery would try again for ever."""
+        with connection.explained(self._redis):
+            try:
+                self._redis.brpop([keys.prefix(self.store_id) + "nobody"], 0.001)
+            except redis.exceptions.NoPermissionError as error:
+                raise RedisUnavailableError(
+                    f"Redis at {connection.address(self._redis)} does not let this user take work: workers log in as "
+                    "promptmill-worker (ops/redis/users.acl)"
+                ) from error
 
     def unregister(self, worker_id: str) -> None:
         """Takes a worker off the list at once."""

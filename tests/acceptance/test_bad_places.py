@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import os
 import signal
-import socket
-import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from tests.mill import Mill, Outcome, Server, wait_until
 from tests.refusals import GOOD, assert_refused, submit
@@ -85,49 +76,6 @@ def test_a_redis_without_memory_exits_3_and_nothing_is_accepted(idle: Mill, guar
     done = submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_REDIS_URL=guarded.url)
 
     assert_refused(idle, done, "out of memory", code=3)
-
-
-@pytest.fixture
-def impostor(tmp_path: Path) -> Iterator[int]:
-    """The port of a server that speaks TLS with a certificate which nobody vouches for."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    today = datetime.now(UTC)
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(1).not_valid_before(today).not_valid_after(today + timedelta(days=1))
-    certificate = builder.sign(key, hashes.SHA256())
-    secret = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    pem = tmp_path / "server.pem"
-    pem.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, *secret) + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            with contextlib.suppress(OSError), context.wrap_socket(client, server_side=True) as tls:
-                tls.recv(1024)
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    yield int(listener.getsockname()[1])
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    thread.join()
-
-
-def test_a_certificate_that_nobody_vouches_for_exits_3(idle: Mill, impostor: int) -> None:
-    url = f"rediss://:secret-word@127.0.0.1:{impostor}/0"
-    done = submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_REDIS_URL=url)
-
-    assert_refused(idle, done, f"127.0.0.1:{impostor}", "certificate verify failed", code=3)
-    assert "secret-word" not in done.err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from jobs.records import pin
 from tests.mill import Mill, Server, wait_until
+from tests.redis_users import as_user
 
 #: What scripts rely on; a job may tell more.
 STATUS_FIELDS = {
@@ -304,12 +305,14 @@ def test_a_failed_job_says_why_and_recover_has_it_go_on(mill: Mill) -> None:
 def test_a_run_whose_job_fails_says_why_and_the_same_command_tries_again(idle: Mill, tiny: Path) -> None:
     source = idle.prompts("tried", 3)
     command = ("run", source, "--model", f"tiny={tiny}", "--max-tokens", "4", "--device", "cpu")
-    first = idle.start(*command, name="run")
+    # Its workers log in as it does itself.
+    login = {"PROMPTMILL_REDIS_URL": as_user(idle.redis_url, "worker")}
+    first = idle.start(*command, name="run", **login)
     job = wait_until("the job", lambda: [name.removesuffix(".json") for name in idle.job_files()])[0]
     with idle.ledger() as ledger:
         wait_until("the ledger to know it", lambda: ledger.job(job))
         ledger.fail(job, "the disk was full")
-    code, again = first.wait(), idle.call(*command)
+    code, again = first.wait(), idle.call(*command, **login)
 
     assert (code, "Traceback" in first.said()) == (1, False)
     assert f"job {job} failed: the disk was full" in first.said()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill, Process
+from tests.mill import Mill, Process, Server
 from tests.models import tiny_model
 
 
@@ -27,7 +27,7 @@ class Refusals:
 
 
 @pytest.fixture(scope="module")
-def refused(mill: Mill, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Refusals:
+def refused(mill: Mill, server: Server, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Refusals:
     folder = tmp_path_factory.mktemp("refused")
     pickled = Path(shutil.copytree(tiny, folder / "pickled"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
@@ -45,6 +45,11 @@ def refused(mill: Mill, tiny: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "bloom": mill.start_worker("--model", f"x={tiny_model('bloom', folder / 'bloom')}", "--engine", "inflight"),
         "static": mill.start_worker(*good, "--engine", "static"),
         "down": mill.start_worker(*good, PROMPTMILL_REDIS_URL=down),
+        "producer": mill.start_worker(
+            *good,
+            PROMPTMILL_REDIS_URL=f"redis://promptmill-producer@127.0.0.1:{server.port}/0",
+            PROMPTMILL_REDIS_PASSWORD_FILE=str(server.folder / "producer.password"),
+        ),
     }
     return Refusals(folder / "nowhere", pickled, processes)
 
@@ -80,6 +85,16 @@ def test_a_redis_that_is_down_is_told_before_the_model_is_loaded(refused: Refusa
 
     assert (code, len(lines)) == (3, 1)
     assert lines[0].startswith("error: Redis at 127.0.0.1:1 cannot be reached")
+
+
+def test_a_login_that_may_not_take_work_is_told_before_the_model_is_loaded(refused: Refusals, server: Server) -> None:
+    assert refused.of("producer") == (
+        3,
+        [
+            f"error: Redis at 127.0.0.1:{server.port} does not let this user take work: workers log in as "
+            "promptmill-worker (ops/redis/users.acl)"
+        ],
+    )
 
 
 def test_a_model_that_cannot_be_served_in_flight_is_told_with_what_to_do(refused: Refusals) -> None:
