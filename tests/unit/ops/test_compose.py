@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import shutil
+import subprocess
+import sys
+import threading
 from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILES = ("Dockerfile.producer", "Dockerfile.worker")
-OWN_SERVICES = ("worker", "worker-gpu", "producer")
+OWN_SERVICES = ("worker", "worker-gpu", "producer", "exporter")
 WORKERS = ("worker", "worker-gpu")
 DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")
 
@@ -63,10 +69,12 @@ def redis_settings() -> dict[str, str]:
     return dict(pairs)
 
 
-def test_plain_up_starts_redis_and_cpu_workers_only(services: dict[str, Service]) -> None:
-    assert {name for name, service in services.items() if "profiles" not in service} == {"redis", "worker"}
+def test_plain_up_starts_redis_cpu_workers_and_the_exporter(services: dict[str, Service]) -> None:
+    plain = {name for name, service in services.items() if "profiles" not in service}
+    assert plain == {"redis", "worker", "exporter"}
     assert services["worker-gpu"]["profiles"] == ["gpu"]
     assert services["producer"]["profiles"] == ["tools"]
+    assert services["prometheus"]["profiles"] == services["grafana"]["profiles"] == ["monitoring"]
 
 
 def test_redis_keeps_what_it_is_told_and_never_evicts(services: dict[str, Service]) -> None:
@@ -74,13 +82,82 @@ def test_redis_keeps_what_it_is_told_and_never_evicts(services: dict[str, Servic
     assert settings["appendonly"] == "yes"
     assert settings["appendfsync"] == "everysec"
     assert settings["maxmemory-policy"] == "noeviction"
-    configured = services["redis"]["command"][1]
-    assert ("./ops/redis/redis.conf", configured, True) in mounts(services["redis"])
+    assert ("./ops/redis", "/etc/promptmill", True) in mounts(services["redis"])
+    assert "exec redis-server /etc/promptmill/redis.conf" in services["redis"]["command"][-1]
     assert ("redis", settings["dir"], False) in mounts(services["redis"])
 
 
-def test_redis_is_not_reachable_from_outside_the_project(services: dict[str, Service]) -> None:
-    assert not any("ports" in service or "network_mode" in service for service in services.values())
+def test_redis_starts_with_users_made_of_the_password_files(services: dict[str, Service]) -> None:
+    script = services["redis"]["command"][-1]
+    used = re.findall(r"/run/secrets/(\w+)", script)
+    assert used == ["redis_producer", "redis_worker", "redis_admin"]
+    assert services["redis"]["secrets"] == used
+    assert "--aclfile /tmp/users.acl" in script
+    for name in ("users", "users.acl", "redis.conf"):
+        # Mounted, and read there by another user than the one who checked the repository out.
+        assert (ROOT / "ops/redis" / name).stat().st_mode & 0o044 == 0o044
+
+
+def test_only_the_monitoring_pages_are_reached_from_outside_and_from_this_machine_alone(
+    services: dict[str, Service],
+) -> None:
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert set(published) == {"prometheus", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    assert not any("network_mode" in service for service in services.values())
+
+
+def test_monitoring_shares_no_network_with_redis(compose: dict[str, Any], services: dict[str, Service]) -> None:
+    assert services["redis"]["networks"] == ["data"]
+    assert compose["networks"]["data"] == {"internal": True}
+    for name in ("prometheus", "grafana"):
+        assert services[name]["networks"] == ["monitoring"]
+    for name in ("worker", "worker-gpu", "exporter"):
+        assert {"data", "monitoring"} <= set(services[name]["networks"])
+    assert {network for service in services.values() for network in service["networks"]} == set(compose["networks"])
+
+
+def test_each_side_gets_its_own_password_as_a_file_and_no_other(
+    compose: dict[str, Any], services: dict[str, Service]
+) -> None:
+    for names, side in ((WORKERS, "worker"), (("producer", "exporter"), "producer")):
+        for name in names:
+            assert services[name]["secrets"] == [f"redis_{side}"]
+            environment = services[name]["environment"]
+            assert environment["PROMPTMILL_REDIS_PASSWORD_FILE"] == f"/run/secrets/redis_{side}"
+            assert environment["PROMPTMILL_REDIS_URL"] == f"redis://promptmill-{side}@redis:6379/0"
+    assert services["grafana"]["secrets"] == ["grafana_admin"]
+    assert services["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"] == "/run/secrets/grafana_admin"
+    assert {name: secret["file"] for name, secret in compose["secrets"].items()} == {
+        name: f"./.secrets/{name}" for name in ("redis_producer", "redis_worker", "redis_admin", "grafana_admin")
+    }
+
+
+def test_init_makes_each_password_once_in_a_folder_for_nobody_else(compose: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+
+    def init() -> dict[str, str]:
+        environment = {**os.environ, "SECRETS_DIR": str(folder)}
+        subprocess.run([ROOT / "ops/docker/init"], env=environment, check=True, capture_output=True)
+        return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+
+    made = init()
+    assert set(made) == set(compose["secrets"])
+    assert len(set(made.values())) == len(made)
+    assert all(re.fullmatch(r"[0-9a-f]{48}\n", password) for password in made.values())
+    assert folder.stat().st_mode & 0o777 == 0o700
+    # In the container another user reads them.
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o444}
+    (folder / "redis_worker").unlink()
+    again = init()
+    assert {name for name in made if made[name] != again[name]} == {"redis_worker"}
+
+
+def test_the_passwords_are_kept_out_of_the_repository_and_of_the_builds() -> None:
+    assert "/.secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    ignore = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    assert ignore[0] == "*"
+    assert not any("secrets" in line for line in ignore)
 
 
 def test_every_service_runs_as_a_plain_user_on_a_read_only_root(services: dict[str, Service]) -> None:
@@ -91,6 +168,13 @@ def test_every_service_runs_as_a_plain_user_on_a_read_only_root(services: dict[s
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert not service.get("privileged"), name
+        assert service["pids_limit"] > 0, name
+
+
+def test_every_service_rotates_its_log_and_has_limits_to_set(services: dict[str, Service]) -> None:
+    for name, service in services.items():
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
+        assert {"mem_limit", "cpus"} <= set(service), name
 
 
 def test_both_images_run_as_the_user_that_compose_names(services: dict[str, Service]) -> None:
@@ -100,8 +184,18 @@ def test_both_images_run_as_the_user_that_compose_names(services: dict[str, Serv
 
 
 def test_long_running_services_say_whether_they_are_healthy(services: dict[str, Service]) -> None:
-    assert "redis-cli ping" in services["redis"]["healthcheck"]["test"][1]
-    assert re.search(r'^HEALTHCHECK .*CMD \["worker-health"\]$', dockerfile("Dockerfile.worker"), re.MULTILINE)
+    redis_check = services["redis"]["healthcheck"]["test"][1]
+    assert "AUTH promptmill-producer" in redis_check
+    assert "OKPONG" in redis_check
+    assert "healthcheck" in services["prometheus"]
+    assert "healthcheck" in services["grafana"]
+    for name in WORKERS:
+        command = services[name]["command"]
+        port = command[command.index("--metrics-port") + 1]
+        assert re.search(rf'^HEALTHCHECK .*CMD \["health", "{port}"\]$', dockerfile("Dockerfile.worker"), re.MULTILINE)
+    exporter = services["exporter"]
+    port = exporter["command"][exporter["command"].index("--port") + 1]
+    assert exporter["healthcheck"]["test"] == ["CMD", "health", port]
     for name in OWN_SERVICES:
         assert services[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
 
@@ -127,17 +221,78 @@ def test_the_gpu_worker_reserves_a_device_and_gets_a_cuda_build(services: dict[s
     (device,) = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia"
     assert device["capabilities"] == ["gpu"]
-    assert len(device["device_ids"]) == 1
+    assert device["count"] == "all"
+    command = services["worker-gpu"]["command"]
+    assert command[command.index("--devices") + 1] == "auto"
     assert services["worker-gpu"]["build"]["args"]["TORCH_INDEX_URL"].rpartition("/")[2].startswith("cu")
     assert services["worker"]["build"]["args"]["TORCH_INDEX_URL"].endswith("/cpu")
     assert services["worker-gpu"]["image"] != services["worker"]["image"]
 
 
-def test_every_side_gets_the_same_redis_and_store(services: dict[str, Service]) -> None:
+def test_every_side_gets_the_same_store(services: dict[str, Service]) -> None:
     for name in OWN_SERVICES:
         environment = services[name]["environment"]
-        assert environment["PROMPTMILL_REDIS_URL"] == "redis://redis:6379/0"
         assert ("store", environment["PROMPTMILL_STORE"], False) in mounts(services[name])
+
+
+@pytest.mark.parametrize(("path", "status"), [("/readyz", 0), ("/stands-still", 1)])
+def test_the_health_check_says_what_the_process_answers(path: str, status: int) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/readyz" else 503)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing: pytest shows what matters."""
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, "-IS", ROOT / "ops/docker/health", str(server.server_port), path]
+        assert subprocess.run(command, check=False).returncode == status
+        server.shutdown()
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 1
+
+
+def test_prometheus_scrapes_what_compose_runs(services: dict[str, Service]) -> None:
+    assert ("./ops/monitoring", "/etc/prometheus", True) in mounts(services["prometheus"])
+    text = (ROOT / "ops/monitoring/prometheus.yml").read_text(encoding="utf-8")
+    assert "exporter:9464" in text
+    assert "names: [worker, worker-gpu]" in text
+    assert "port: 9465" in text
+
+
+def test_grafana_finds_its_dashboard_and_its_source(services: dict[str, Service]) -> None:
+    here = {target: source for source, target, _ in mounts(services["grafana"])}
+    provisioning = ROOT / here["/etc/grafana/provisioning"]
+    providers = yaml.safe_load((provisioning / "dashboards/promptmill.yml").read_text(encoding="utf-8"))["providers"]
+    assert [here.get(provider["options"]["path"]) for provider in providers] == ["./ops/monitoring/grafana/dashboards"]
+    sources = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text(encoding="utf-8"))["datasources"]
+    assert [source["url"] for source in sources] == ["http://prometheus:9090"]
+
+
+@pytest.mark.parametrize(
+    ("docker", "status", "text"),
+    [
+        (None, 2, "there is no docker command"),
+        ('[ "$1" != compose ]', 2, "no compose plugin"),
+        ('[ "$1" != info ]', 3, "daemon does not answer"),
+    ],
+)
+def test_the_demo_says_in_one_sentence_what_docker_lacks(
+    docker: str | None, status: int, text: str, tmp_path: Path
+) -> None:
+    for name in ("sh", "dirname", "sed"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    if docker is not None:
+        program = tmp_path / "docker"
+        program.write_text(f"#!/bin/sh\n{docker}\n", encoding="utf-8")
+        program.chmod(0o755)
+    run = subprocess.run(
+        [ROOT / "ops/docker/demo"], env={"PATH": str(tmp_path)}, check=False, capture_output=True, text=True
+    )
+    assert run.returncode == status
+    assert text in run.stderr
+    assert len(run.stderr.splitlines()) == 1
 
 
 def test_named_volumes_are_declared_and_host_paths_exist(compose: dict[str, Any]) -> None:
