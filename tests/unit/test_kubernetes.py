@@ -298,6 +298,12 @@ def test_a_model_is_one_folder(tmp_path: Path) -> None:
     assert "NAME" not in yaml.safe_dump(added)
 
 
+def test_the_model_of_the_docs_is_that_of_the_overlay() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert shown == (K8S / "overlays" / "gpu" / "qwen3-0.6b" / "kustomization.yaml").read_text(encoding="utf-8")
+
+
 def test_the_secrets_are_made_once_and_have_what_the_pods_mount(tmp_path: Path) -> None:
     def made() -> str:
         environment = {**os.environ, "SECRETS_DIR": str(tmp_path / "secrets")}
