@@ -47,7 +47,6 @@ def whole_files() -> list[Object]:
     return [document for document in objects if document["kind"] != "Kustomization"]
 
 
-
 def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
     return [document for document in objects if document["kind"] in kinds]
 
