@@ -34,8 +34,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9._/:@+-]{1,200}")
 #: Characters of a job's id at most.
 MAX_JOB_ID = 56
 _JOB_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_JOB_ID}}}")
-#: Names that become parts of paths and of keys: whoever forges a job's file must not lead us out of the store.
-_NameOfModel = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@+-]{1,200}$")]
+#: Names that become parts of paths: whoever forges a job's file must not lead us out of the store.
 _NameOfJob = Annotated[str, Field(pattern=rf"^[A-Za-z0-9_-]{{1,{MAX_JOB_ID}}}$")]
 _NameOfStage = Annotated[str, Field(pattern=STAGE_PATTERN)]
 
@@ -145,7 +144,7 @@ class SamplingParams(_Frozen):
 class JobSpec(_Frozen):
     """What is asked for, apart from the rows. All of it but the last group is part of the job's identity."""
 
-    model: _NameOfModel
+    model: str = Field(min_length=1, max_length=200)
     sampling: SamplingParams = SamplingParams()
     #: The prompt template with its ``{field}``s, None where a column holds the prompt.
     template: str | None = None

@@ -38,7 +38,14 @@ def claim(reply: bytes | str | None) -> Claim | None:
 
 
 def job_state(job: str, now: float, reply: list[Any]) -> JobState | None:
-    """One answer of state.lua; None for an unknown job."""
+    """One answer of state.lua; None for an unknown job, and for one that somebody else wrote: the others are shown."""
+    try:
+        return _job_state(job, now, reply)
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+def _job_state(job: str, now: float, reply: list[Any]) -> JobState | None:
     fields, live_errors, leases = mapping(reply[0]), mapping(reply[1]), [text(item) for item in reply[2]]
     if not fields:
         return None

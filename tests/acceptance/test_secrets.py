@@ -96,7 +96,10 @@ def test_what_goes_wrong_is_told_without_the_secret(
         wrong = {"PROMPTMILL_REDIS_PASSWORD_FILE": str(far.folder / "wrong.password")}
         return {**mine, **wrong} if trouble == "wrong password" else mine
 
-    worker = far.worker("tiny", tiny, **settings("worker")) if trouble != "no store there" else None
+    # Of a handshake that nobody answers a worker would wait 20 s to tell.
+    monkeypatch.setattr("jobs.ledger.connection.SOCKET_TIMEOUT_S", 0.5)
+    quick = trouble in ("wrong password", "nobody there")
+    worker = far.worker("tiny", tiny, **settings("worker")) if quick else None
     source = far.prompts("unsent", 2)
     for command in (("submit", source, "--model", "tiny"), ("workers",), ("doctor", "--json"), ("status", "x")):
         done: Outcome = far.call(*command, **settings("producer"))

@@ -37,7 +37,7 @@ class TestDeadlines:
     @pytest.mark.parametrize("paused", [False, True])
     def test_a_passed_deadline_stops_the_job_once(self, ledger: Ledger, paused: bool) -> None:
         ledger.accept(job_file("late", deadline=PAST))
-        ledger.accept(job_file("in time", deadline=datetime.now(UTC) + timedelta(hours=1)))
+        ledger.accept(job_file("in-time", deadline=datetime.now(UTC) + timedelta(hours=1)))
         if paused:
             ledger.pause("late")
 
@@ -45,7 +45,7 @@ class TestDeadlines:
         assert ledger.sweep("s").expired == []
 
         assert ledger.job("late").status is Status.CANCELLING
-        assert ledger.job("in time").status is Status.IN_PROGRESS
+        assert ledger.job("in-time").status is Status.IN_PROGRESS
         assert claimed(ledger).ending is Status.EXPIRED
 
     def test_running_batches_learn_it_from_their_heartbeat(self, ledger: Ledger) -> None:

@@ -60,7 +60,6 @@ def test_a_batch_that_a_job_does_not_have_is_not_generated(bench: Any, prompts: 
     "change",
     [
         {"stage": "../../outside"}, {"stage": "/etc"}, {"stage": ""}, {"stage": "a/b"}, {"stage": "."}, {"id": "../x"},
-        {"spec": {"model": "a b\n"}},
     ],
 )  # fmt: skip
 def test_a_forged_record_names_nothing_outside_of_its_stage(
@@ -71,8 +70,7 @@ def test_a_forged_record_names_nothing_outside_of_its_stage(
     job = bench.submit(prompts(4))
     path = bench.store.root / layout.job_file(job.id)
     record = json.loads(path.read_text())
-    spec = {**record["spec"], **change.get("spec", {})}
-    path.write_text(json.dumps({**record, **change, "spec": spec}))
+    path.write_text(json.dumps({**record, **change}))
 
     with pytest.raises(DamagedFileError):
         read_job(bench.store, job.id)
@@ -91,6 +89,19 @@ def test_a_forged_tombstone_removes_nothing_outside(bench: Any, prompts: Callabl
     grave.write_text(json.dumps({"job": job.id, "stage": "../../outside"}))
     delete_job(bench.store, job.id, bench.ledger.forget)
     assert outside.is_dir()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"total": "many"}, {"status": "great"}, {"labels": "{"}, {"retry": "[]"}, {"model": b"\xff"}]
+)
+def test_a_job_that_makes_no_sense_hides_no_other(bench: Any, prompts: Callable, fields: dict[str, Any]) -> None:
+    good = bench.submit(prompts(4))
+    forge_claim(bench, "nonsense", **fields)
+
+    assert [job.id for job in bench.ledger.jobs()] == [good.id]
+    assert [job.id for job in bench.client.jobs()] == [good.id]
+    assert good.status().id == good.id
+    bench.redis.delete(keys.key(bench.ledger.store_id, "job", "nonsense"))
 
 
 def test_a_job_that_names_a_path_as_its_model_is_nobodys(bench: Any, prompts: Callable, tmp_path: Path) -> None:
