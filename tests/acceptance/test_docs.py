@@ -21,6 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.mill import Mill
+from tests.redis_users import as_user
 from worker.cli import app as worker_app
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +129,8 @@ def test_a_command_of_the_docs_does_what_it_says(
     if "gpt2" in arguments:  # the one machine's own run: its model is loaded, so take the small one
         arguments = [f"small={tiny}" if word == "gpt2" else word for word in arguments]
         arguments[arguments.index("--max-tokens") + 1] = "4"
-        assert mill.run(*arguments).ok().out
+        # It starts workers: on a Redis that others share it logs in as one.
+        assert mill.run(*arguments, PROMPTMILL_REDIS_URL=as_user(mill.redis_url, "worker")).ok().out
         return
     assert mill.call(*arguments).ok()
 

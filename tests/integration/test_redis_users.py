@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import redis
 
-import jobs.ledger.ledger
+import jobs.ledger
 from jobs.ledger.keys import STORES
 from tests.redis_users import SCRIPT, User, as_user
 
-LEDGER = Path(jobs.ledger.ledger.__file__).parent
+LEDGER = Path(jobs.ledger.__file__).parent
 #: The scripts that only a worker runs.
 WORKERS_SCRIPTS = {"claim", "register", "suspect"}
 #: What Celery and redis-py send by themselves: permits are pushed, bindings noted; a worker pops permits, notes those
@@ -40,7 +40,8 @@ def called_by(scripts: list[Path]) -> set[str]:
 @pytest.mark.parametrize("user", ["producer", "worker"])
 def test_every_command_that_is_allowed_is_needed_and_the_other_way_round(user: User) -> None:
     scripts = [path for path in LEDGER.glob("*.lua") if user == "worker" or path.stem not in WORKERS_SCRIPTS]
-    direct = {name.lower() for name in re.findall(r'_command\(\s*"([A-Z]+)"', (LEDGER / "ledger.py").read_text())}
+    ledger = "".join(path.read_text(encoding="utf-8") for path in LEDGER.glob("*.py"))
+    direct = {name.lower() for name in re.findall(r'_command\(\s*"([A-Z]+)"', ledger)}
     needed = called_by(scripts) | direct | SENDS | (TAKES if user == "worker" else set())
 
     words = rules(user)

@@ -70,7 +70,7 @@ def test_what_failed_is_still_what_the_line_of_its_failure_is_about(log: tuple[l
     assert line["exception"].endswith("ValueError: of two\nlines")
 
 
-def test_a_name_that_is_no_text_does_not_break_the_line(log: tuple[logging.Logger, Said]) -> None:
-    logger, said = log
-    logger.warning("a file named %s", "caf\udce9")
-    assert said()[0]["message"] == "a file named caf\\udce9"
+def test_a_name_that_is_no_text_does_not_break_the_line() -> None:
+    # Made by hand: what is logged in a test goes into its report, and no report can have such a name.
+    record = logging.makeLogRecord({"msg": "a file named %s", "args": ("caf\udce9",)})
+    assert json.loads(JsonFormatter().format(record))["message"] == "a file named caf\\udce9"
