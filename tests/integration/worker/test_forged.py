@@ -21,7 +21,8 @@ from worker.batch import run_claim
 def forge_claim(bench: Any, job: str, **fields: Any) -> None:
     """A live job of the model ``fake`` in Redis that the store may know nothing of."""
     name = bench.ledger.store_id
-    forged = {"version": JOB_VERSION, "model": "fake", "status": "in_progress", "stage": "s", "priority": 0, "labels": "{}", "total": 4,
+    forged = {"version": JOB_VERSION, "model": "fake",
+              "status": "in_progress", "stage": "s", "priority": 0, "labels": "{}", "total": 4,
               "batches": 1, "cost": 1, "max_error_rate": 1, "cursor": 0, "pass": 0, "done": 0, "completed": 0,
               "failed": 0, "cancelled": 0, "expired": 0, "prompt_tokens": 0, "completion_tokens": 0, "created_at": 1,
               "member": f"0:{job}", **fields}  # fmt: skip
