@@ -90,7 +90,9 @@ def check_job_id(job: str) -> str:
     return job
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """What is written down once: no field changes, none is guessed, none is unknown."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
@@ -100,7 +102,7 @@ def _no_empty_stop(stop: tuple[str, ...]) -> tuple[str, ...]:
     return stop
 
 
-class SamplingParams(_Frozen):
+class SamplingParams(Frozen):
     """How the text of a row is chosen. The names and meanings are those of OpenAI and transformers."""
 
     #: Tokens to generate at most.
@@ -141,7 +143,7 @@ class SamplingParams(_Frozen):
         return SamplingParams.model_validate({**self.model_dump(), **overrides}) if overrides else self
 
 
-class JobSpec(_Frozen):
+class JobSpec(Frozen):
     """What is asked for, apart from the rows. All of it but the last group is part of the job's identity."""
 
     model: str = Field(min_length=1, max_length=200)
@@ -169,7 +171,7 @@ class JobSpec(_Frozen):
 Encoding = Literal["typed", "int64", "float64", "bool", "string", "list", "json"]
 
 
-class Column(_Frozen):
+class Column(Frozen):
     """One of the source's own columns, as it is staged and as it appears in the results."""
 
     #: The name in the source; in the staged file it is ``src:`` + this.
@@ -182,7 +184,7 @@ class Column(_Frozen):
     arrow: str | None = None
 
 
-class CarriedCounts(_Frozen):
+class CarriedCounts(Frozen):
     """The result rows that a retry took over, and their tokens: as in PartCounts."""
 
     completed: int = 0
@@ -198,7 +200,7 @@ class CarriedCounts(_Frozen):
         return self.completed + self.failed + self.cancelled + self.expired
 
 
-class Retry(_Frozen):
+class Retry(Frozen):
     """Where the rows of a retry come from: those that it generates again and those that it carried over."""
 
     #: The job whose rows these are, and the first job of the line of retries.
@@ -213,7 +215,7 @@ class Retry(_Frozen):
     batches: int
 
 
-class JobFile(_Frozen):
+class JobFile(Frozen):
     """``jobs/<job>.json``: put once, never changed. That it exists is the acceptance of the job."""
 
     version: int = JOB_VERSION
@@ -304,86 +306,6 @@ def default_seed(job: str, row_index: int, sample: int) -> int:
 def now() -> datetime:
     """This machine's clock, UTC. Leases and deadlines go by the clock of Redis instead."""
     return datetime.now(UTC)
-
-
-class RowCounts(_Frozen):
-    """Result rows by how they ended."""
-
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    expired: int = 0
-
-    @property
-    def ended(self) -> int:
-        return self.completed + self.failed + self.cancelled + self.expired
-
-
-class BatchCounts(_Frozen):
-    total: int = 0
-    done: int = 0
-    running: int = 0
-
-
-class TokenCounts(_Frozen):
-    prompt: int = 0
-    completion: int = 0
-
-
-class Running(_Frozen):
-    """What batches in hand have generated so far; not yet in the counts of rows and tokens."""
-
-    rows: int = 0
-    tokens: int = 0
-
-
-class ServingWorker(_Frozen):
-    """A live worker that may claim a job; its rates are those of all its jobs."""
-
-    id: str
-    device: str
-    rows_per_s: float = 0.0
-    tokens_per_s: float = 0.0
-
-
-class Rate(_Frozen):
-    rows_per_s: float = 0.0
-    tokens_per_s: float = 0.0
-
-
-class JobStatus(_Frozen):
-    """What ``status --json`` prints: docs/architecture.md and the tests hold its fields."""
-
-    id: str
-    status: Status
-    model: str
-    labels: dict[str, str]
-    priority: int
-    created_at: datetime
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    deadline: datetime | None = None
-    rows: RowCounts
-    batches: BatchCounts
-    tokens: TokenCounts = TokenCounts()
-    running: Running = Running()
-    #: Live workers that may claim the job: of its model, with the weights that it was begun with.
-    workers: int = 0
-    #: Who they are; the first few where they are many.
-    serving: tuple[ServingWorker, ...] = ()
-    rate: Rate = Rate()
-    eta_s: float | None = None
-    errors: dict[str, int] = {}
-    #: Why a job paused itself, failed, or waits for weights that no live worker has; None otherwise.
-    reason: str | None = None
-    #: Where the rows of a retry come from; None for other jobs.
-    retry: Retry | None = None
-    store: str
-    results: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
 
 
 def split_model(model: str) -> tuple[str, str]:

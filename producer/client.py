@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 from jobs.deletion import delete_job
 from jobs.errors import InputError, JobNotCompletedError
 from jobs.settings import Settings
-from jobs.spec import JobSpec, JobStatus, SamplingParams, Status, now, split_model, validated
+from jobs.spec import JobSpec, SamplingParams, Status, now, split_model, validated
+from jobs.status import JobStatus
 from producer.connection import Connection
 from producer.export import Exported, Selection, export, format_of
 from producer.frames import Rows, source_of

@@ -16,7 +16,8 @@ from rich.segment import ControlType, Segment
 from rich.table import Table
 from rich.text import Text
 
-from jobs.spec import JobStatus, Status, now
+from jobs.spec import Status, now
+from jobs.status import JobStatus
 from producer.rates import History, RateMeter, rows_done, sparkline
 
 #: Seconds between two lines where the output is no terminal.

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from jobs.console import EXIT_INTERRUPTED
-from jobs.spec import JobStatus, Status
+from jobs.spec import Status
+from jobs.status import JobStatus
 
 
 class Interrupted(KeyboardInterrupt):

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
-from jobs.spec import JobStatus
+from jobs.status import JobStatus
 
 #: Seconds that the displayed rate looks back.
 RATE_WINDOW_S = 15.0

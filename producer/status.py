@@ -11,7 +11,8 @@ from jobs.errors import DamagedFileError, InputError, JobVersionError, RedisUnav
 from jobs.ledger import JobState, WorkerInfo
 from jobs.records import job_ids, read_job, read_manifest
 from jobs.recover import recover_job
-from jobs.spec import BatchCounts, JobFile, JobStatus, Rate, RowCounts, Running, ServingWorker, Status, TokenCounts
+from jobs.spec import JobFile, Status
+from jobs.status import BatchCounts, JobStatus, Rate, RowCounts, Running, ServingWorker, TokenCounts
 from producer.connection import Connection
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from jobs.errors import InputError, LeaseLostError, PromptmillError, UnknownJobE
 from jobs.ledger import Beat, Claim, LeaseState, Release
 from jobs.logs import turn_to
 from jobs.records import wish_cancel
-from jobs.spec import JobStatus, Status
+from jobs.spec import Status
+from jobs.status import JobStatus
 from producer.connection import Connection
 from producer.status import job_status
 

@@ -11,7 +11,8 @@ from typing import Protocol, TextIO
 from rich.console import Console
 
 from jobs.errors import LayoutError, UnavailableError
-from jobs.spec import JobStatus, Status
+from jobs.spec import Status
+from jobs.status import JobStatus
 from producer.connection import Connection
 from producer.display import LineDisplay, LiveDisplay
 from producer.status import job_status

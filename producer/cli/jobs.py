@@ -15,7 +15,8 @@ from jobs.console import json_out
 from jobs.errors import ForeignStoreError, RedisUnavailableError, UnknownJobError
 from jobs.records import job_ids, read_job
 from jobs.recover import recover_all, recover_job
-from jobs.spec import JobStatus, Status
+from jobs.spec import Status
+from jobs.status import JobStatus
 from producer.cli.completion import complete_job
 from producer.cli.flags import JobArgument, JsonFlag, PlaceFlags, parse_label, parse_since, with_flags
 from producer.cli.text import labels_text, print_table, say, status_text

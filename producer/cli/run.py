@@ -13,7 +13,8 @@ from jobs.console import json_out
 from jobs.layout import results_prefix
 from jobs.recover import recover_job
 from jobs.settings import Settings
-from jobs.spec import JobStatus, Status
+from jobs.spec import Status
+from jobs.status import JobStatus
 from producer.cli.flags import JobFlags, JsonFlag, PlaceFlags, PromptFlags, SamplingFlags, SourceArgument, with_flags
 from producer.cli.results import check_folder, target_file
 from producer.cli.submit import open_rows, start_job

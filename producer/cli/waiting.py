@@ -7,7 +7,8 @@ from collections.abc import Callable
 import typer
 
 from jobs.console import EXIT_INTERRUPTED
-from jobs.spec import JobStatus, Status
+from jobs.spec import Status
+from jobs.status import JobStatus
 from producer.cli.text import say
 from producer.connection import Connection
 from producer.display import codes_text

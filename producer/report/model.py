@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from jobs.spec import JobFile, JobStatus
+from jobs.spec import JobFile
+from jobs.status import JobStatus
 
 
 @dataclass(frozen=True, slots=True)

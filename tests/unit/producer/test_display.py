@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.spec import BatchCounts, JobStatus, RowCounts, Running, ServingWorker, Status, TokenCounts, now
+from jobs.spec import Status, now
+from jobs.status import BatchCounts, JobStatus, RowCounts, Running, ServingWorker, TokenCounts
 from producer.display import LineDisplay, LiveDisplay, describe, frame
 from producer.rates import History, RateMeter, sparkline
 from producer.watch import make_display

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from jobs.spec import BatchCounts, JobStatus, Rate, RowCounts, Running, Status
+from jobs.spec import Status
+from jobs.status import BatchCounts, JobStatus, Rate, RowCounts, Running
 from producer.interactive import Interrupted, interruptible, notebook_display, progress_html, progress_text
 
 

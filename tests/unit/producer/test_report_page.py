@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from jobs.results import result_schema
-from jobs.spec import BatchCounts, JobFile, JobSpec, JobStatus, RowCounts, Status, TokenCounts, now
+from jobs.spec import JobFile, JobSpec, Status, now
+from jobs.status import BatchCounts, JobStatus, RowCounts, TokenCounts
 from producer.report import Report, render_page
 from producer.report.charts import length_ticks, time_ticks
 from producer.report.figures import COLUMNS, FigureCounter

@@ -9,7 +9,8 @@ import pytest
 
 from jobs.errors import RedisUnavailableError
 from jobs.settings import Settings
-from jobs.spec import BatchCounts, JobStatus, RowCounts, Status, now
+from jobs.spec import Status, now
+from jobs.status import BatchCounts, JobStatus, RowCounts
 from producer import watch
 from producer.connection import Connection
 from producer.watch import statuses
