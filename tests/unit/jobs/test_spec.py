@@ -20,7 +20,6 @@ from jobs.spec import (
     JobFile,
     JobSpec,
     Retry,
-    RowCounts,
     SamplingParams,
     Status,
     check_job_id,
@@ -29,6 +28,7 @@ from jobs.spec import (
     split_model,
     validated,
 )
+from jobs.status import RowCounts
 
 WHEN = datetime(2026, 3, 1, 12, 30, 0, 123456, tzinfo=UTC)
 
