@@ -14,14 +14,10 @@ from typing import Any
 
 import pyarrow.dataset as ds
 import redis
-from pipeline_bench.fake import BATCH_ROWS, FakeSetup, cpu_seconds, end_of, submit_paused, wait_for, worker_process
+from pipeline_bench.fake import BATCH_ROWS, FakeSetup, cpu_seconds, end_of, paused_jobs, wait_for, worker_process
 from pipeline_bench.records import ALIAS, ROOT, BenchError
 
 from jobs import layout
-from jobs.settings import Settings
-from jobs.store import Store
-from producer.connection import Connection
-from producer.server import EmbeddedServer
 
 SCRIPT = ROOT / "ops" / "bench" / "fleet"
 
@@ -41,21 +37,13 @@ class Fleet:
 
 def measure(fleet: Fleet, folder: Path) -> dict[str, Any]:
     """One job from its first permit until its dataset is whole. Raises BenchError."""
-    store = folder / "store"
-    folder.mkdir()
-    Store.open(str(store), create=True)
-    with EmbeddedServer(store, folder / "server") as server, ExitStack() as stack:
-        connection = Connection(Settings.load(store=str(store), redis_url=server.url))
-        stack.callback(connection.close)
-        client = stack.enter_context(_client(server.url))
-        (job,) = submit_paused(
-            FakeSetup(fleet.workers, 1, fleet.batches, fleet.concurrency), server.url, store, connection
-        )
+    setup = FakeSetup(fleet.workers, 1, fleet.batches, fleet.concurrency)
+    with paused_jobs(setup, folder) as (url, store, connection, (job,)), ExitStack() as stack:
+        client = stack.enter_context(_client(url))
         before_workers = _connections(client)
         command = ["--worker", json.dumps({"rows_per_s": fleet.engine_rows_per_s, "concurrency": fleet.concurrency})]
         workers = [
-            stack.enter_context(worker_process(SCRIPT, command, server.url, store, folder))
-            for _ in range(fleet.workers)
+            stack.enter_context(worker_process(SCRIPT, command, url, store, folder)) for _ in range(fleet.workers)
         ]
         wait_for(workers, connection)
         time.sleep(_SETTLE_S)

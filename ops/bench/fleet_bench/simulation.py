@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline_bench.records import ROOT, BenchError
 
-from fleet_bench.server import Server
+from fleet_bench.server import FleetServer
 from fleet_bench.simulated import Told, as_argument
 from jobs import layout
 from jobs.ledger import keys
@@ -56,7 +56,7 @@ class Plan:
 class Simulation:
     """The fleet, its server and its store. Raises BenchError where either does not do what it should."""
 
-    def __init__(self, plan: Plan, server: Server, store: Path, clients: list[subprocess.Popen[str]]) -> None:
+    def __init__(self, plan: Plan, server: FleetServer, store: Path, clients: list[subprocess.Popen[str]]) -> None:
         self.plan = plan
         self.server = server
         self.connection = Connection(Settings.load(store=str(store), redis_url=server.url))
@@ -247,7 +247,7 @@ def _job_file(job: str, model: str) -> JobFile:
 
 
 @contextmanager
-def simulating(plan: Plan, server: Server, store: Path) -> Iterator[Simulation]:
+def simulating(plan: Plan, server: FleetServer, store: Path) -> Iterator[Simulation]:
     """The fleet, started; its processes end with this block. Raises BenchError."""
     Store.open(str(store), create=True)
     with ExitStack() as stack:

@@ -13,9 +13,11 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+from pipeline_bench.records import BenchError
+
 from jobs.ledger import Beat, Claim, Ledger
 from jobs.permits import queue_key
-from ledger_bench.server import BenchError, Server
+from ledger_bench.server import Server
 from ledger_bench.work import MODEL, PART, STORE_ID, accept_jobs, empty_ledger, worker
 
 SCRIPT = Path(__file__).resolve().parents[1] / "ledger"

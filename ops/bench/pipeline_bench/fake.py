@@ -40,17 +40,10 @@ class FakeSetup:
 
 def measure_fake(setup: FakeSetup, folder: Path) -> dict[str, Any]:
     """Batches and rows per second from the first permit until the last dataset is whole. Raises BenchError."""
-    store = folder / "store"
-    folder.mkdir()
-    Store.open(str(store), create=True)
-    with EmbeddedServer(store, folder / "server") as server, ExitStack() as stack:
-        connection = Connection(Settings.load(store=str(store), redis_url=server.url))
-        stack.callback(connection.close)
-        jobs = submit_paused(setup, server.url, store, connection)
+    with paused_jobs(setup, folder) as (url, store, connection, jobs), ExitStack() as stack:
         command = ["--fake-worker", json.dumps(asdict(setup))]
         workers = [
-            stack.enter_context(worker_process(SCRIPT, command, server.url, store, folder))
-            for _ in range(setup.workers)
+            stack.enter_context(worker_process(SCRIPT, command, url, store, folder)) for _ in range(setup.workers)
         ]
         wait_for(workers, connection)
         before, started = [cpu_seconds(worker.pid) for worker in workers], connection.ledger.now()
@@ -62,14 +55,26 @@ def measure_fake(setup: FakeSetup, folder: Path) -> dict[str, Any]:
     rows = setup.batches * BATCH_ROWS
     return asdict(setup) | {
         "rows": rows,
-        "seconds": round(seconds, 2),
+        "seconds": round(seconds, 3),
         "batches_per_s": round(setup.batches / seconds, 1),
         "rows_per_s": round(rows / seconds),
         "worker_cpu_ms_per_batch": round(1000 * cpu / setup.batches, 1),
     }
 
 
-def submit_paused(setup: FakeSetup, url: str, store: Path, connection: Connection) -> list[str]:
+@contextmanager
+def paused_jobs(setup: FakeSetup, folder: Path) -> Iterator[tuple[str, Path, Connection, list[str]]]:
+    """A server in ``folder``, by its URL, a store, a connection to both, and the jobs, which are paused."""
+    store = folder / "store"
+    folder.mkdir()
+    Store.open(str(store), create=True)
+    with EmbeddedServer(store, folder / "server") as server, ExitStack() as stack:
+        connection = Connection(Settings.load(store=str(store), redis_url=server.url))
+        stack.callback(connection.close)
+        yield server.url, store, connection, _submit_paused(setup, server.url, store, connection)
+
+
+def _submit_paused(setup: FakeSetup, url: str, store: Path, connection: Connection) -> list[str]:
     """The jobs, staged and paused: nobody begins before everybody is there."""
     rows = setup.batches // setup.jobs * BATCH_ROWS
     with Client(redis_url=url, store=store) as client:

@@ -59,6 +59,17 @@ def test_a_password_comes_as_a_credential_and_a_mistake_is_not_repeated(name: st
     assert "RestartPreventExitStatus=2" in lines
 
 
+@pytest.mark.parametrize(
+    ("unit", "example"), [(WORKER, "worker-copy.env.example"), (EXPORTER, "promptmill.env.example")]
+)
+def test_an_example_logs_in_as_the_user_whose_password_the_unit_loads(unit: str, example: str) -> None:
+    loaded = re.search(r"^LoadCredential=\S+/redis_(\w+)$", (UNITS / unit).read_text(), re.MULTILINE)
+    named = re.search(r"^PROMPTMILL_REDIS_URL=redis://promptmill-(\w+)@", (UNITS / example).read_text(), re.MULTILINE)
+    assert loaded
+    assert named
+    assert loaded[1] == named[1]
+
+
 def test_systemd_waits_longer_than_a_supervisor_does() -> None:
     text = (UNITS / WORKER).read_text()
     stop = re.search(r"^TimeoutStopSec=(\d+)s$", text, re.MULTILINE)
