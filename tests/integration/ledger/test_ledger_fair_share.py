@@ -168,23 +168,23 @@ class TestTwoFleetsOfOneModel:
         for index, job in enumerate(fast):
             ledger.accept(job_file(job, batches=10_000, created=index))
             claimed(ledger, self.FAST)
-        ledger.accept(job_file("of the slow", batches=10_000, created=10))
+        ledger.accept(job_file("of-the-slow", batches=10_000, created=10))
         claimed(ledger, self.SLOW)
         for _ in range(200):
             claimed(ledger, self.FAST)
         claimed(ledger, self.SLOW)
 
     def test_a_job_that_enters_after_a_slow_fleets_claim_does_not_take_the_fast_one(self, ledger: Ledger) -> None:
-        self.begin(ledger, "of the fast")
+        self.begin(ledger, "of-the-fast")
         ledger.accept(job_file("new", batches=1_000, created=20))
         shares = Counter(claimed(ledger, self.FAST).job for _ in range(20))
-        assert shares == {"new": 10, "of the fast": 10}
+        assert shares == {"new": 10, "of-the-fast": 10}
 
     def test_a_job_that_enters_after_a_fast_fleets_claim_does_not_wait_for_the_slow_one(self, ledger: Ledger) -> None:
-        self.begin(ledger, "of the fast")
+        self.begin(ledger, "of-the-fast")
         claimed(ledger, self.FAST)
         ledger.accept(job_file("new", batches=1_000, created=20))
-        assert [claimed(ledger, self.SLOW).job for _ in range(2)] == ["new", "of the slow"]
+        assert [claimed(ledger, self.SLOW).job for _ in range(2)] == ["new", "of-the-slow"]
 
     def test_a_job_that_is_resumed_goes_on_at_the_time_of_its_own_fleet(self, ledger: Ledger) -> None:
         self.begin(ledger, "a", "b")
@@ -197,18 +197,18 @@ class TestTwoFleetsOfOneModel:
         assert shares["a"] == pytest.approx(10, abs=1)
 
     def test_a_job_that_nobody_began_is_claimed_once_whoever_has_seen_it(self, ledger: Ledger) -> None:
-        self.begin(ledger, "of the fast")
+        self.begin(ledger, "of-the-fast")
         for index, job in enumerate(["x", "y"]):
             ledger.accept(job_file(job, batches=1, created=20 + index))
         assert [claimed(ledger, by).job for by in (self.FAST, self.SLOW)] == ["x", "y"]
-        assert [claimed(ledger, by).job for by in (self.FAST, self.SLOW)] == ["of the fast", "of the slow"]
+        assert [claimed(ledger, by).job for by in (self.FAST, self.SLOW)] == ["of-the-fast", "of-the-slow"]
 
     def test_a_job_that_was_paused_before_it_began_is_seen_again(self, ledger: Ledger) -> None:
-        self.begin(ledger, "of the fast")
+        self.begin(ledger, "of-the-fast")
         for index, job in enumerate(["x", "y"]):
             ledger.accept(job_file(job, batches=1, created=20 + index))
         claimed(ledger, self.FAST)
         ledger.pause("y")
-        assert {claimed(ledger, by).job for by in (self.FAST, self.SLOW)} == {"of the fast", "of the slow"}
+        assert {claimed(ledger, by).job for by in (self.FAST, self.SLOW)} == {"of-the-fast", "of-the-slow"}
         ledger.resume("y")
         assert claimed(ledger, self.SLOW).job == "y"
