@@ -18,33 +18,47 @@ local function more()
   return call('EXISTS', unpack(places)) > 0
 end
 
+local added = { times(model, fingerprint, READS) }
+local vtime = table.remove(added, 1)
+
 -- Jobs that nobody has begun, and that these workers see for the first time, enter at their current virtual time. Only
 -- their own claims move that time, so it is the time at which those jobs were accepted.
 local function see_new()
-  local entered, at = call('HGET', key('models'), model) or '0', nil
-  for _, version in ipairs(READS) do
+  local entered = call('HGET', key('models'), model) or '0'
+  for i, version in ipairs(READS) do
     local seen = call('HGET', key('seen', model), version .. ':' .. fingerprint)
     if seen ~= entered then
-      at = at or num(vtime(model, fingerprint))
+      local mine = pool(version, model, fingerprint)
+      local at = num(entry(mine, vtime, added[i]))
       for _, member in ipairs(call('ZRANGEBYSCORE', pool(version, model), '(' .. (seen or '-1'), '+inf')) do
-        call('ZADD', pool(version, model, fingerprint), 'NX', at, member)
+        call('ZADD', mine, 'NX', at, member)
       end
       call('HSET', key('seen', model), version .. ':' .. fingerprint, entered)
     end
   end
 end
 
--- The member with the lowest pass at the heads of the pools, its pass and the version of its job.
+-- The member that comes first at the heads of the pools, its pass, the index in READS of its job's version, and when
+-- its turn is in the time of these workers.
 local function head()
-  local member, pass, from
-  for _, version in ipairs(READS) do
+  local member, pass, from, turn
+  for i, version in ipairs(READS) do
     local first = call('ZRANGE', pool(version, model, fingerprint), 0, 0, 'WITHSCORES')
-    local score = tonumber(first[2])
-    if score and (not pass or score < tonumber(pass) or (score == tonumber(pass) and first[1] < member)) then
-      member, pass, from = first[1], first[2], version
+    local at = first[1] and first[2] + added[i]
+    if at and (not turn or at < turn or (at == turn and first[1] < member)) then
+      member, pass, from, turn = first[1], first[2], i, at
     end
   end
-  return member, pass, from
+  return member, pass, from, turn
+end
+
+-- That time goes on to a claim's turn. A version whose turn was due before catches up, all its jobs alike.
+local function move_time(turn, from)
+  if turn < vtime then
+    call('HSET', key('vtime', model), READS[from] .. ':' .. fingerprint, num(added[from] + vtime - turn))
+  elseif turn > vtime then
+    call('HSET', key('vtime', model), fingerprint, num(turn))
+  end
 end
 
 -- A returned batch, else the next ahead of the cursor; the cursor by then; whether it had been returned. A batch ahead
@@ -79,9 +93,9 @@ end
 
 if not more() then return false end
 see_new()
-local member, pass, version = head()
+local member, pass, from, turn = head()
 while member do
-  local job = string.match(member, ':(.*)$')
+  local job, version = string.match(member, ':(.*)$'), READS[from]
   local cursor, batches, done, cost, priority, started, owned =
     get(job, 'cursor', 'batches', 'done', 'cost', 'priority', 'started_at', 'fingerprint')
   local batch, ahead, returned = next_batch(job, tonumber(cursor), tonumber(batches))
@@ -96,7 +110,7 @@ while member do
     if not started then start(job) end
     local next_pass = num(pass + cost / 2 ^ priority)
     set(job, 'cursor', ahead, 'fingerprint', fingerprint, 'pass', next_pass)
-    call('HSET', key('vtime', model), fingerprint, pass)
+    move_time(turn, from)
     call('HSET', key('claimed'), model, num(now))
     -- It is in progress, or it would not be in a pool.
     local waits = batches - done - call('HLEN', key('job_leases', job)) > 0
@@ -107,6 +121,6 @@ while member do
   end
   set(job, 'cursor', ahead)
   leave_pools(version, model, owned, member)
-  member, pass, version = head()
+  member, pass, from, turn = head()
 end
 return false

@@ -13,7 +13,8 @@
 -- pinned:V:F:M  zset    member -> pass, of claimable jobs of version V that belong to the workers of fingerprint F, and
 --                       of those of unpinned:V:M that they have seen: a job has a pass of its own with each of them
 --                       until it is begun
--- vtime:M       hash    fingerprint -> virtual time of its workers: the pass of the job that they claimed last
+-- vtime:M       hash    fingerprint -> virtual time of its workers: the pass of the job that they claimed last;
+--                       V:fingerprint -> what is added to passes in pinned:V:F:M before they are compared with it
 -- seen:M        hash    V:fingerprint -> model's count in models when those workers last looked into unpinned:V:M
 -- due:V:M       zset    job -> since when, of jobs of version V that wait for a finalizer
 -- shown:M       string  JSON of what a worker of the model last showed while it had work (with a TTL)
@@ -81,16 +82,21 @@ local function due_of(job)
   return key('due', get(job, 'version', 'model'))
 end
 
--- Workers of each fingerprint share a time of their own: those of another may be a hundred times as fast.
--- Before their first claim it is the lowest pass that they have.
-local function vtime(model, fingerprint)
-  local at = tonumber(call('HGET', key('vtime', model), fingerprint) or nil)
-  if at then return at end
-  for _, version in ipairs(READS) do
-    local pass = tonumber(call('ZRANGE', pool(version, model, fingerprint), 0, 0, 'WITHSCORES')[2])
-    if pass and (not at or pass < at) then at = pass end
-  end
-  return at or 0
+-- Workers of each fingerprint share a time of their own: those of another may be a hundred times as fast. Answers it,
+-- then what is added to the passes of each of these versions before they are compared with it. Jobs of one that few of
+-- the workers read fall behind; what they have missed is no credit, or they would shut all others out once more do.
+local function times(model, fingerprint, versions)
+  local fields = { fingerprint }
+  for i, version in ipairs(versions) do fields[i + 1] = version .. ':' .. fingerprint end
+  local found = call('HMGET', key('vtime', model), unpack(fields))
+  for i = 1, #fields do found[i] = tonumber(found[i] or 0) end
+  return unpack(found)
+end
+
+-- The pass at which a job enters a pool: that time, or where all jobs of its version are behind it, theirs.
+local function entry(place, at, added)
+  local first = tonumber(call('ZRANGE', place, 0, 0, 'WITHSCORES')[2])
+  return math.min(at - added, first or at - added)
 end
 
 -- Takes a job out of all pools in which it can be.
@@ -112,7 +118,7 @@ local function sync_pool(job)
   if claimable(job) <= 0 then
     leave_pools(version, model, fingerprint, member)
   elseif not call('ZSCORE', ready, member) then
-    local score = fingerprint and num(math.max(tonumber(pass), vtime(model, fingerprint)))
+    local score = fingerprint and num(math.max(tonumber(pass), entry(ready, times(model, fingerprint, { version }))))
     if fingerprint then set(job, 'pass', score) end
     call('ZADD', ready, score or call('HINCRBY', key('models'), model, 1), member)
   end
