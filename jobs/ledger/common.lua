@@ -2,6 +2,7 @@
 -- ARGV[1] is the prefix of the store's keys. Times are this server's clock, in seconds.
 --
 -- epoch         string  set once recover has run; its absence says that this Redis has forgotten everything
+-- run_id        string  the server's when recover last ran, and the versions of jobs that it has listed since: "id 2,3"
 -- live          zset    job -> created_at, of jobs that have not ended
 -- ended         zset    job -> ended_at, of jobs whose summary remains
 -- leases        zset    job:batch -> expiry; batch -1 is the job's finalization

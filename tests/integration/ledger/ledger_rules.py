@@ -93,7 +93,7 @@ class LedgerRules(RuleBasedStateMachine):
         super().__init__()
         store = f"model-{secrets.token_hex(4)}"
         self.ledgers = {reads: as_read_by(reads, self.client, store) for reads in PROGRAMS}
-        self.turn_to(self.programs[0])
+        self.turn_to(self.programs[-1])
         self.ledger.recovered()
         self.jobs: dict[str, Job] = {}
         #: Every claim ever made: late and repeated calls draw from it.

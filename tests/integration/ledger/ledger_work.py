@@ -49,7 +49,7 @@ def worker(
 def as_read_by(versions: tuple[int, ...], client: redis.Redis, store_id: str) -> Ledger:
     """The ledger of a store as a program has it that reads jobs of these versions."""
     with pytest.MonkeyPatch.context() as then:
-        then.setattr(keys, "JOB_VERSIONS", versions)
+        then.setattr(keys, "READS", versions)
         then.setattr(connection, "_SOURCES", connection._load())
         return Ledger(client, store_id)
 

@@ -10,10 +10,11 @@ from unittest.mock import patch
 import pytest
 
 from jobs.errors import LayoutError
-from jobs.ledger import Ledger, keys
+from jobs.ledger import LeaseState, Ledger, keys
 from tests.integration.ledger.ledger_work import (
     W1,
     as_read_by,
+    beat,
     claimed,
     finish,
     job_file,
@@ -81,6 +82,33 @@ def test_a_cancelled_job_leaves_nothing(ledger: Ledger, later: Ledger) -> None:
     accept(later, "new", 3)
     ledger.cancel("new")
     assert run(later, LATER) == [("new", -1)]
+
+
+class TestARedisThatForgot:
+    def test_is_recovered_for_each_version_by_those_who_read_it(
+        self, ledger: Ledger, later: Ledger, redis_server
+    ) -> None:
+        accept(later, "new", 3)
+        mine = claimed(later, LATER)
+        redis_server.client.flushall()
+        ledger.recovered()
+        assert (ledger.needs_recover(), later.needs_recover()) == (False, True)
+        assert beat(later, mine) == LeaseState.HELD, "what is in hand goes on"
+        accept(later, "new", 3)
+        later.recovered()
+        assert (ledger.needs_recover(), later.needs_recover()) == (False, False)
+        assert beat(later, mine) == LeaseState.HELD
+        assert finish(later, mine) is False
+        assert state(later, "new").done == 1
+        later.forget("new")
+        assert beat(later, mine) == LeaseState.LOST
+
+    def test_one_that_restarts_later_wants_the_same_again(self, ledger: Ledger, later: Ledger, redis_server) -> None:
+        later.recovered()
+        assert not ledger.needs_recover()
+        redis_server.client.set(keys.key(ledger.store_id, "run_id"), "of-another-run 2,3")
+        ledger.recovered()
+        assert (ledger.needs_recover(), later.needs_recover()) == (False, True)
 
 
 class TestFewWhoReadAVersion:
