@@ -21,7 +21,6 @@ TEMPLATES = {
     "leases": "leases",
     "deadlines": "deadlines",
     "models": "models",
-    "claimed": "claimed",
     "sweeping": "sweeping",
     "recovering": "recovering",
     "workers": "workers",
@@ -31,7 +30,6 @@ TEMPLATES = {
     "unpinned": "unpinned:{}:{}",
     "pinned": "pinned:{}:{}:{}",
     "due": "due:{}:{}",
-    "seen": "seen:{}",
     "vtime": "vtime:{}",
     "shown": "shown:{}",
     # For each job.

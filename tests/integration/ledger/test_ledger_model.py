@@ -160,7 +160,7 @@ class LedgerMachine(LedgerRules):
         for fingerprint in FINGERPRINTS:
             times = self.client.hgetall(self.key("vtime", "tiny"))
             for version in self.programs[0]:
-                at = float(times.get(fingerprint, 0)) - float(times.get(f"{version}:{fingerprint}", 0))
+                at = float(times.get(f"time:{fingerprint}", 0)) - float(times.get(f"behind:{version}:{fingerprint}", 0))
                 heads = self.client.zrange(self.key("pinned", str(version), fingerprint, "tiny"), 0, 0, withscores=True)
                 assert all(score >= at for _, score in heads)
 
