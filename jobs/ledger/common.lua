@@ -84,7 +84,7 @@ local function due_of(job)
 end
 
 -- The pass at which a job enters a pool. The workers of each fingerprint share a time of their own: those of another
--- may be a hundred times as fast: it enters at that time, or where all jobs of its version are behind it, at theirs.
+-- may be a hundred times as fast. It enters at that time, or where all jobs of its version are behind it, at theirs.
 -- They are behind where few of the workers read that version. What they have missed is no credit, or they would shut
 -- all others out once more do.
 local function entry(place, at)
