@@ -25,6 +25,7 @@ class LedgerBase:
         self.store_id = store_id
         self.lease_s = lease_s
         self.sweep_s = sweep_s
+        self._reads = set(map(str, keys.READS))
         self._redis = redis
         self._scripts = connection.Scripts(redis, store_id)
 

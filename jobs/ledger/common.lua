@@ -2,19 +2,21 @@
 -- ARGV[1] is the prefix of the store's keys. Times are this server's clock, in seconds.
 --
 -- epoch         string  set once recover has run; its absence says that this Redis has forgotten everything
+-- run_id        string  the server's when recover last ran, and the versions of jobs that it has listed since: "id 2,3"
 -- live          zset    job -> created_at, of jobs that have not ended
 -- ended         zset    job -> ended_at, of jobs whose summary remains
 -- leases        zset    job:batch -> expiry; batch -1 is the job's finalization
 -- deadlines     zset    job -> deadline
--- models        hash    model -> how many jobs have entered unpinned:M so far (names every live model)
--- claimed       hash    model -> time of the last claim
+-- models        hash    model -> 0, of every model in use
 -- unpinned:V:M  zset    member -> which of those that entered it is, of claimable jobs of version V that no worker has
 --                       begun
 -- pinned:V:F:M  zset    member -> pass, of claimable jobs of version V that belong to the workers of fingerprint F, and
 --                       of those of unpinned:V:M that they have seen: a job has a pass of its own with each of them
 --                       until it is begun
--- vtime:M       hash    fingerprint -> virtual time of its workers: the pass of the job that they claimed last
--- seen:M        hash    V:fingerprint -> model's count in models when those workers last looked into unpinned:V:M
+-- vtime:M       hash    claimed: time of the last claim; entered: how many jobs have entered unpinned:V:M so far; and
+--                       for the workers of each fingerprint time:F: their virtual time; seen:V:F: what entered was when
+--                       they last looked into unpinned:V:M; behind:V:F: what is added to passes in pinned:V:F:M before
+--                       they are compared with their time
 -- due:V:M       zset    job -> since when, of jobs of version V that wait for a finalizer
 -- shown:M       string  JSON of what a worker of the model last showed while it had work (with a TTL)
 -- job:J         hash    spec, version, status, counters, cursor, pass, fingerprint, rate marks
@@ -81,16 +83,13 @@ local function due_of(job)
   return key('due', get(job, 'version', 'model'))
 end
 
--- Workers of each fingerprint share a time of their own: those of another may be a hundred times as fast.
--- Before their first claim it is the lowest pass that they have.
-local function vtime(model, fingerprint)
-  local at = tonumber(call('HGET', key('vtime', model), fingerprint) or nil)
-  if at then return at end
-  for _, version in ipairs(READS) do
-    local pass = tonumber(call('ZRANGE', pool(version, model, fingerprint), 0, 0, 'WITHSCORES')[2])
-    if pass and (not at or pass < at) then at = pass end
-  end
-  return at or 0
+-- The pass at which a job enters a pool. The workers of each fingerprint share a time of their own: those of another
+-- may be a hundred times as fast. It enters at that time, or where all jobs of its version are behind it, at theirs.
+-- They are behind where few of the workers read that version. What they have missed is no credit, or they would shut
+-- all others out once more do.
+local function entry(place, at)
+  local first = tonumber(call('ZRANGE', place, 0, 0, 'WITHSCORES')[2])
+  return math.min(at, first or at)
 end
 
 -- Takes a job out of all pools in which it can be.
@@ -98,8 +97,9 @@ local function leave_pools(version, model, fingerprint, member)
   if fingerprint then
     call('ZREM', pool(version, model, fingerprint), member)
   elseif call('ZREM', pool(version, model), member) == 1 then
-    for _, field in ipairs(call('HKEYS', key('seen', model))) do
-      call('ZREM', pool(version, model, string.match(field, ':(.*)$')), member)
+    for _, field in ipairs(call('HKEYS', key('vtime', model))) do
+      local saw = string.match(field, '^seen:%d+:(.*)$')
+      if saw then call('ZREM', pool(version, model, saw), member) end
     end
   end
 end
@@ -112,9 +112,16 @@ local function sync_pool(job)
   if claimable(job) <= 0 then
     leave_pools(version, model, fingerprint, member)
   elseif not call('ZSCORE', ready, member) then
-    local score = fingerprint and num(math.max(tonumber(pass), vtime(model, fingerprint)))
-    if fingerprint then set(job, 'pass', score) end
-    call('ZADD', ready, score or call('HINCRBY', key('models'), model, 1), member)
+    local score
+    if fingerprint then
+      local at, behind = unpack(call('HMGET', key('vtime', model), 'time:' .. fingerprint,
+        'behind:' .. version .. ':' .. fingerprint))
+      score = num(math.max(tonumber(pass), entry(ready, (at or 0) - (behind or 0))))
+      set(job, 'pass', score)
+    else
+      score = call('HINCRBY', key('vtime', model), 'entered', 1)
+    end
+    call('ZADD', ready, score, member)
   end
 end
 
@@ -295,8 +302,8 @@ local function clear(job)
     key('job_errors', job), key('job_suspects', job))
   -- With no job left there is no time to share, and an idle Redis holds nothing that does not expire.
   if call('EXISTS', key('live')) == 1 then return end
-  for _, name in ipairs(call('HKEYS', key('models'))) do call('DEL', key('vtime', name), key('seen', name)) end
-  call('DEL', key('models'), key('claimed'))
+  for _, name in ipairs(call('HKEYS', key('models'))) do call('DEL', key('vtime', name)) end
+  call('DEL', key('models'))
 end
 
 -- Leaves a summary of a live job that ended.

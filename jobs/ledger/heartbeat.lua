@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- heartbeat(lease_s, owner, job, batch, token, rows, tokens, ...): for each lease held, lost, cancelled or expired.
--- Reads epoch (string), job:J (hash), job:J:done (bitmap); writes leases and the pools and due:V:M (zsets),
+-- Reads epoch, run_id (strings), job:J (hash), job:J:done (bitmap); writes leases and the pools and due:V:M (zsets),
 -- job:J:leases, job:J:attempts and job:J:suspects (hashes), job:J:returned (list).
 local lease_s, owner = tonumber(ARGV[2]), ARGV[3]
 
@@ -39,10 +39,20 @@ local function take_back(job, batch, token)
   return true, claims or 1
 end
 
+-- Whether recover has listed all jobs that this program reads. One that reads fewer may have been the first to run it.
+local function knows_all()
+  if call('EXISTS', key('epoch')) == 0 then return false end
+  local listed = ',' .. string.match(call('GET', key('run_id')) or '', '[^ ]*$') .. ','
+  for _, version in ipairs(READS) do
+    if not string.find(listed, ',' .. version .. ',', 1, true) then return false end
+  end
+  return true
+end
+
 local function beat(job, batch, token, rows, tokens)
   local status = get(job, 'status')
   -- A Redis that forgot everything must not make workers drop what they have: recover will list it again.
-  if not status then return call('EXISTS', key('epoch')) == 1 and 'lost' or 'held' end
+  if not status then return knows_all() and 'lost' or 'held' end
   if not is_live(status) or token == '' then return 'lost' end
   local held = lease(job, batch)
   if held and held.token ~= token then return 'lost' end

@@ -8,6 +8,9 @@ from jobs.spec import JOB_VERSIONS
 #: them. Each layout has keys of its own, and the store brings its jobs into them: see Ledger.connect.
 LAYOUT = 1
 
+#: The job versions that this program reads.
+READS = JOB_VERSIONS
+
 #: What follows the prefix of a store, by the name that code uses. ``{}`` is a job, a model and so on.
 TEMPLATES = {
     # One each.
@@ -18,7 +21,6 @@ TEMPLATES = {
     "leases": "leases",
     "deadlines": "deadlines",
     "models": "models",
-    "claimed": "claimed",
     "sweeping": "sweeping",
     "recovering": "recovering",
     "workers": "workers",
@@ -28,7 +30,6 @@ TEMPLATES = {
     "unpinned": "unpinned:{}:{}",
     "pinned": "pinned:{}:{}:{}",
     "due": "due:{}:{}",
-    "seen": "seen:{}",
     "vtime": "vtime:{}",
     "shown": "shown:{}",
     # For each job.
@@ -61,6 +62,6 @@ def key(store_id: str, name: str, *parts: str) -> str:
 
 
 def lua_table() -> str:
-    """TEMPLATES as a Lua table of ``string.format`` patterns, and READS: the job versions that this program reads."""
+    """TEMPLATES as a Lua table of ``string.format`` patterns, and READS."""
     entries = (f"{name}='{template.replace('{}', '%s')}'" for name, template in TEMPLATES.items())
-    return "local TEMPLATES={" + ",".join(entries) + "}\nlocal READS={" + ",".join(map(str, JOB_VERSIONS)) + "}"
+    return "local TEMPLATES={" + ",".join(entries) + "}\nlocal READS={" + ",".join(map(str, READS)) + "}"

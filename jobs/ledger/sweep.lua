@@ -2,8 +2,8 @@
 -- sweep(owner, lock_ms, limit): {returned, expired, now, chains}, or false while another sweeps: {job, batch, ...} of
 -- leases that expired and went back, and jobs whose deadline passed, at most limit of each; then
 -- {model, due finalizations of jobs that the caller reads, last claim or '', ...} of every model in use.
--- Reads models, claimed (hashes) and due:V:M (zset); reads and writes sweeping (string with a TTL), leases and deadlines
--- (zsets), and what give_back and stop do.
+-- Reads models, vtime:M (hashes) and due:V:M (zset); reads and writes sweeping (string with a TTL), leases and
+-- deadlines (zsets), and what give_back and stop do.
 local owner, lock_ms, limit = ARGV[2], ARGV[3], ARGV[4]
 if not call('SET', key('sweeping'), owner, 'NX', 'PX', lock_ms) and call('GET', key('sweeping')) ~= owner then
   return false
@@ -29,7 +29,7 @@ end
 
 local chains = {}
 for _, model in ipairs(call('HKEYS', key('models'))) do
-  local due, last = 0, call('HGET', key('claimed'), model)
+  local due, last = 0, call('HGET', key('vtime', model), 'claimed')
   for _, version in ipairs(READS) do due = due + call('ZCARD', key('due', version, model)) end
   for _, value in ipairs({ model, due, last or '' }) do chains[#chains + 1] = value end
 end

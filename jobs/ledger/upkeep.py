@@ -94,15 +94,15 @@ class Upkeep(Views):
     # -- A Redis that forgot.
 
     def needs_recover(self) -> bool:
-        """Whether this Redis may have forgotten jobs: it was flushed, or restarted since ``recovered``.
+        """Whether this Redis may have forgotten jobs: it was flushed, or restarted, and no program that reads all
+        versions of jobs that this one reads has ``recovered`` since.
 
         Raises LayoutError.
         """
         self.check_layout()
         if not self._command("EXISTS", self._key("epoch")):
             return True
-        recorded = self._command("GET", self._key("run_id"))
-        return recorded is None or text(recorded) != self._run_id()
+        return not self._reads <= self._recovered_versions()
 
     def begin_recover(self, owner: str) -> bool:
         """Whether ``owner`` is to recover: one does for a whole fleet, and another once RECOVER_LOCK_S are over."""
@@ -113,11 +113,18 @@ class Upkeep(Views):
         return holder is not None and text(holder) == owner
 
     def recovered(self) -> None:
-        """Notes that every job of the store is listed."""
+        """Notes that every job of the store is listed that this program reads."""
         self._command("SET", keys.layout(self.store_id), keys.LAYOUT, "NX")
-        self._command("SET", self._key("run_id"), self._run_id())
+        versions = ",".join(sorted(self._reads | self._recovered_versions()))
+        self._command("SET", self._key("run_id"), f"{self._run_id()} {versions}")
         self._command("SET", self._key("epoch"), secrets.token_hex(8), "NX")
         self._command("DEL", self._key("recovering"))
+
+    def _recovered_versions(self) -> set[str]:
+        """The versions of jobs that are listed since this run of the server began."""
+        recorded = self._command("GET", self._key("run_id"))
+        run_id, _, versions = text(recorded or "").partition(" ")
+        return set(versions.split(",")) if run_id == self._run_id() else set()
 
     def _run_id(self) -> str:
         return text(self._command("INFO", "server")["run_id"])

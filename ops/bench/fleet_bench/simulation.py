@@ -172,7 +172,8 @@ class Simulation:
 
     def _stalled_sweep(self) -> None:
         """By the one whose turn it is, where no claim was made of late."""
-        self.server.client.delete(self._key("claimed"))
+        for number in range(self.plan.models):
+            self.server.client.hdel(self._key("vtime", f"model-{number}"), "claimed")
         self.server.client.set(self._key("sweeping"), "bench", px=5_000)
         self.connection.ledger.sweep("bench")
 

@@ -45,7 +45,7 @@ def _upkeep(server: Server, ledger: Ledger) -> dict[str, Callable[[], object]]:
     me = worker()
 
     def sweep_stalled() -> None:
-        server.client.delete(keys.key(STORE_ID, "claimed"))
+        server.client.hdel(keys.key(STORE_ID, "vtime", me.model), "claimed")
         ledger.sweep(me.id)
 
     return {

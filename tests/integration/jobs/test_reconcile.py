@@ -41,7 +41,7 @@ def sweep_s_passes(ledger: Ledger, redis_server: Any) -> Callable[[], None]:
 
     def passes() -> None:
         redis_server.client.delete(keys.key(ledger.store_id, "sweeping"))
-        redis_server.client.hset(keys.key(ledger.store_id, "claimed"), "tiny", 1.0)
+        redis_server.client.hset(keys.key(ledger.store_id, "vtime", "tiny"), "claimed", 1.0)
 
     return passes
 

@@ -10,15 +10,18 @@ import pytest
 import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from ledger_work import job_file, let_leases_expire, worker
+from ledger_work import as_read_by, job_file, let_leases_expire, worker
 
 from jobs.errors import InputError
-from jobs.ledger import Beat, Claim, Ledger, Release, keys
+from jobs.ledger import Beat, Claim, Release, keys
 from jobs.results import PartCounts
 from jobs.spec import JobFile
 
 JOBS = ("a", "b", "c")
 FINGERPRINTS = ("f1", "f2")
+#: The job versions that programs of two releases read.
+PROGRAMS = ((2,), (2, 3))
+ALL_VERSIONS = PROGRAMS[-1]
 MAX_BATCHES = 5
 FINALIZE = -1
 _LATER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -31,6 +34,7 @@ class Job:
 
     batches: int
     deadline: bool = False
+    version: int = 2
     status: str = "in_progress"
     fingerprint: str | None = None
     #: The fingerprints whose workers have seen it among the jobs that nobody has begun.
@@ -83,34 +87,55 @@ class LedgerRules(RuleBasedStateMachine):
     """What workers do. Each rule does one thing to the server and the same to the model."""
 
     client: redis.Redis
+    programs: tuple[tuple[int, ...], ...] = PROGRAMS[:1]
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = Ledger(self.client, f"model-{secrets.token_hex(4)}", lease_s=3_600)
+        store = f"model-{secrets.token_hex(4)}"
+        self.ledgers = {reads: as_read_by(reads, self.client, store) for reads in PROGRAMS}
+        self.turn_to(self.programs[-1])
         self.ledger.recovered()
         self.jobs: dict[str, Job] = {}
         #: Every claim ever made: late and repeated calls draw from it.
         self.claims: list[Claim] = []
 
+    def turn_to(self, reads: tuple[int, ...]) -> None:
+        """From here a program does things that reads these versions."""
+        self.reads, self.ledger = reads, self.ledgers[reads]
+
     @initialize()
     def first_job(self) -> None:
-        self.accept("a", 3, False)
+        self.accept("a", 3, False, 2)
 
-    @rule(name=st.sampled_from(JOBS), batches=st.integers(1, MAX_BATCHES), deadline=st.booleans())
-    def accept(self, name: str, batches: int, deadline: bool) -> None:
-        new = self.ledger.accept(self.file(name, batches, deadline))
-        assert new == (name not in self.jobs)
-        self.jobs.setdefault(name, Job(batches, deadline))
+    @precondition(lambda self: len(self.programs) > 1)
+    @rule()
+    def turn_to_another(self) -> None:
+        """What follows a program of the other release does: to any job, but for what it has to read it for."""
+        self.turn_to(next(reads for reads in self.programs if reads != self.reads))
 
-    def file(self, name: str, batches: int, deadline: bool) -> JobFile:
-        return job_file(name, batches, max_error_rate=1.0, deadline=_LATER if deadline else None)
+    @rule(
+        name=st.sampled_from(JOBS),
+        batches=st.integers(1, MAX_BATCHES),
+        deadline=st.booleans(),
+        version=st.sampled_from(ALL_VERSIONS),
+    )
+    def accept(self, name: str, batches: int, deadline: bool, version: int) -> None:
+        job = Job(batches, deadline, version if version in self.reads else self.reads[-1])
+        assert self.ledger.accept(self.file(name, job)) == (name not in self.jobs)
+        self.jobs.setdefault(name, job)
 
-    @rule(fingerprint=st.sampled_from(["f1", "f1", "f1", "f2"]))
-    def claim(self, fingerprint: str) -> None:
+    def file(self, name: str, job: Job) -> JobFile:
+        found = job_file(name, job.batches, max_error_rate=1.0, deadline=_LATER if job.deadline else None)
+        return found.model_copy(update={"version": job.version})
+
+    @rule(fingerprint=st.sampled_from(["f1", "f1", "f1", "f2"]), data=st.data())
+    def claim(self, fingerprint: str, data: st.DataObject) -> None:
+        if len(self.programs) > 1:
+            self.turn_to(data.draw(st.sampled_from(self.programs)))
         expected = self.has_work(fingerprint)
-        claim = self.ledger.claim(worker(fingerprint=fingerprint))
+        claim = self.ledger.claim(worker(fingerprint=fingerprint, reads=self.reads))
         assert (claim is not None) == expected
-        if not any(job.due for job in self.jobs.values()):
+        if not any(job.due for job in self.readable()):
             self.look(fingerprint)
         if claim is None:
             return
@@ -119,23 +144,28 @@ class LedgerRules(RuleBasedStateMachine):
 
     def look(self, fingerprint: str) -> None:
         """A claim of a batch sees the jobs that nobody has begun; one that leaves and comes back is new again."""
-        for job in self.jobs.values():
+        for job in self.readable():
             if job.claimable and not job.fingerprint:
                 job.seen.add(fingerprint)
 
+    def readable(self) -> list[Job]:
+        return [job for job in self.jobs.values() if job.version in self.reads]
+
     def has_work(self, fingerprint: str) -> bool:
         mine = (None, fingerprint)
-        return any(job.due or (job.claimable and job.fingerprint in mine) for job in self.jobs.values())
+        return any(job.due or (job.claimable and job.fingerprint in mine) for job in self.readable())
 
     @rule(name=st.sampled_from([None, *JOBS]))
     def claim_finalize(self, name: str | None) -> None:
         claim = self.ledger.claim_finalize(name)
-        assert (claim is not None) == any(job.due for other, job in self.jobs.items() if name in (None, other))
+        wanted = [self.jobs[name]] if name in self.jobs else [] if name else self.readable()
+        assert (claim is not None) == any(job.due and job.version in self.reads for job in wanted)
         if claim is not None:
             self.take(claim, "")
 
     def take(self, claim: Claim, fingerprint: str) -> None:
         job = self.jobs[claim.job]
+        assert job.version in self.reads
         if claim.kind == "finalize":
             assert job.due
             assert claim.ending == job.ending

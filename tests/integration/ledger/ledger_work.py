@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 import redis
 
-from jobs.ledger import Beat, Claim, JobState, LeaseState, Ledger, WorkerInfo, keys
+from jobs.ledger import Beat, Claim, JobState, LeaseState, Ledger, WorkerInfo, connection, keys
 from jobs.results import PartCounts
-from jobs.spec import JobFile, JobSpec
+from jobs.spec import JOB_VERSIONS, JobFile, JobSpec
 
 ROWS = 10
 PART = PartCounts(completed=ROWS, prompt_tokens=50, completion_tokens=200)
@@ -30,13 +31,27 @@ def job_file(
 
 
 def worker(
-    name: str = "w1", *, model: str = "tiny", fingerprint: str = "f1", slots: int = 4, in_hand: int = 0
+    name: str = "w1",
+    *,
+    model: str = "tiny",
+    fingerprint: str = "f1",
+    slots: int = 4,
+    in_hand: int = 0,
+    reads: tuple[int, ...] = JOB_VERSIONS,
 ) -> WorkerInfo:
     return WorkerInfo(
         id=name, model=model, fingerprint=fingerprint, host="host", pid=1, device="cpu", dtype="float32",
         engine="padded", revision="r1", slots=slots, version="0.1.0", started_at=1.5, in_hand=in_hand,
-        rows_per_s=2.5,
+        rows_per_s=2.5, reads=reads,
     )  # fmt: skip
+
+
+def as_read_by(versions: tuple[int, ...], client: redis.Redis, store_id: str) -> Ledger:
+    """The ledger of a store as a program has it that reads jobs of these versions."""
+    with pytest.MonkeyPatch.context() as then:
+        then.setattr(keys, "READS", versions)
+        then.setattr(connection, "_SOURCES", connection._load())
+        return Ledger(client, store_id)
 
 
 W1, W2 = worker(), worker("w2")

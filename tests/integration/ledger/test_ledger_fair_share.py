@@ -158,6 +158,14 @@ def test_of_a_begun_and_a_new_job_with_equal_passes_the_older_goes_first(ledger:
     assert jobs_of(ledger, 2) == ["y", "new"]
 
 
+def test_of_thousands_of_jobs_that_are_new_none_is_passed_over(ledger: Ledger) -> None:
+    for index in range(2_001):
+        ledger.accept(job_file(f"job{index}", batches=2, created=index))
+    assert jobs_of(ledger, 2_001) == [f"job{index}" for index in range(2_001)]
+    for index in range(2_001):
+        ledger.forget(f"job{index}")
+
+
 class TestTwoFleetsOfOneModel:
     """Workers with other weights, or another dtype, under one alias: jobs belong to one of them, and so do passes."""
 

@@ -16,7 +16,7 @@ PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def let_claims_age(client, ledger: Ledger, model: str = "tiny", seconds: float = 60.0) -> None:
-    client.hincrbyfloat(keys.key(ledger.store_id, "claimed"), model, -seconds)
+    client.hincrbyfloat(keys.key(ledger.store_id, "vtime", model), "claimed", -seconds)
 
 
 class TestLock:

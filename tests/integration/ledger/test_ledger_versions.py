@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
 
 from jobs.errors import LayoutError
-from jobs.ledger import Ledger, connection, keys
-from tests.integration.ledger.ledger_work import W1, finish, job_file, let_leases_expire, run, state, worker
+from jobs.ledger import LeaseState, Ledger, keys
+from tests.integration.ledger.ledger_work import (
+    W1,
+    as_read_by,
+    beat,
+    claimed,
+    finish,
+    job_file,
+    let_leases_expire,
+    run,
+    state,
+    worker,
+)
 
-LATER = replace(worker("later"), reads=(2, 3))
+LATER = worker("later", reads=(2, 3))
 
 
 @pytest.fixture
-def later(ledger: Ledger, redis_server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
-    """The same ledger as a program sees it that reads jobs of version 3 too."""
-    with monkeypatch.context() as then:
-        then.setattr(keys, "JOB_VERSIONS", (2, 3))
-        then.setattr(connection, "_SOURCES", connection._load())
-        found = Ledger.connect(redis_server.url, ledger.store_id)
-    yield found
-    found.close()
+def later(ledger: Ledger, redis_server) -> Ledger:
+    """The same ledger as a program has it that reads jobs of version 3 too."""
+    return as_read_by(LATER.reads, redis_server.client, ledger.store_id)
 
 
-def accept(ledger: Ledger, job: str, version: int, batches: int = 2, created: float = 0.0) -> None:
-    ledger.accept(job_file(job, batches, created=created).model_copy(update={"version": version}))
+def accept(ledger: Ledger, job: str, version: int, batches: int = 2, created: float = 0.0, priority: int = 0) -> None:
+    ledger.accept(job_file(job, batches, created=created, priority=priority).model_copy(update={"version": version}))
 
 
 def test_jobs_are_claimed_by_those_who_read_them(ledger: Ledger, later: Ledger) -> None:
@@ -76,6 +82,87 @@ def test_a_cancelled_job_leaves_nothing(ledger: Ledger, later: Ledger) -> None:
     accept(later, "new", 3)
     ledger.cancel("new")
     assert run(later, LATER) == [("new", -1)]
+
+
+class TestARedisThatForgot:
+    def test_is_recovered_for_each_version_by_those_who_read_it(
+        self, ledger: Ledger, later: Ledger, redis_server
+    ) -> None:
+        accept(later, "new", 3)
+        mine = claimed(later, LATER)
+        redis_server.client.flushall()
+        ledger.recovered()
+        assert (ledger.needs_recover(), later.needs_recover()) == (False, True)
+        assert beat(later, mine) == LeaseState.HELD, "what is in hand goes on"
+        accept(later, "new", 3)
+        later.recovered()
+        assert (ledger.needs_recover(), later.needs_recover()) == (False, False)
+        assert beat(later, mine) == LeaseState.HELD
+        assert finish(later, mine) is False
+        assert state(later, "new").done == 1
+        later.forget("new")
+        assert beat(later, mine) == LeaseState.LOST
+
+    def test_one_that_restarts_later_wants_the_same_again(self, ledger: Ledger, later: Ledger, redis_server) -> None:
+        later.recovered()
+        assert not ledger.needs_recover()
+        redis_server.client.set(keys.key(ledger.store_id, "run_id"), "of-another-run 2,3")
+        ledger.recovered()
+        assert (ledger.needs_recover(), later.needs_recover()) == (False, True)
+
+
+class TestFewWhoReadAVersion:
+    """While a fleet is upgraded, jobs of the later version are claimed by few: they fall behind the others."""
+
+    @pytest.fixture
+    def behind(self, ledger: Ledger, later: Ledger) -> Ledger:
+        """What the later program has; its two jobs have had a claim each, the earlier one a hundred."""
+        for created, (job, version) in enumerate([("new", 3), ("new-too", 3), ("old", 2)]):
+            accept(later, job, version, batches=10_000, created=created, priority=int(job == "new-too"))
+        assert {claimed(later, LATER).job for _ in range(3)} == {"new", "new-too", "old"}
+        for _ in range(100):
+            claimed(ledger)
+        return later
+
+    def test_a_job_that_enters_shares_with_those_of_its_version_whoever_claimed_last(
+        self, ledger: Ledger, behind: Ledger
+    ) -> None:
+        claimed(behind, LATER)
+        accept(ledger, "old-too", 2, batches=1_000, created=10)
+        assert Counter(claimed(ledger).job for _ in range(20)) == {"old": 10, "old-too": 10}
+
+    def test_what_they_missed_does_not_shut_out_the_others_once_all_read_it(self, behind: Ledger) -> None:
+        shares = Counter(claimed(behind, LATER).job for _ in range(40))
+        assert shares["old"] == pytest.approx(10, abs=1)
+        assert shares["new"] == pytest.approx(10, abs=1)
+        assert shares["new-too"] == pytest.approx(20, abs=1)
+
+    def test_jobs_that_are_behind_share_by_weight(self, ledger: Ledger, behind: Ledger) -> None:
+        shares: Counter[str] = Counter()
+        for _ in range(60):
+            for _ in range(9):
+                assert claimed(ledger).job == "old"
+            shares[claimed(behind, LATER).job] += 1
+        assert shares["new"] == pytest.approx(20, abs=1)
+        assert shares["new-too"] == pytest.approx(40, abs=1)
+
+    @pytest.mark.parametrize("version", [2, 3])
+    @pytest.mark.parametrize("caught_up", [False, True])
+    def test_a_small_job_is_claimed_next(self, behind: Ledger, version: int, caught_up: bool) -> None:
+        for _ in range(10 * caught_up):
+            claimed(behind, LATER)
+        accept(behind, "small", version, batches=1, created=10, priority=-5)
+        assert "small" in {claimed(behind, LATER).job for _ in range(4)}, "at most one of each other comes before"
+
+    def test_one_that_comes_back_is_neither_ahead_nor_behind(self, ledger: Ledger, behind: Ledger) -> None:
+        ledger.pause("new")
+        for _ in range(50):
+            claimed(ledger)
+            claimed(behind, LATER)
+        ledger.resume("new")
+        shares = Counter(claimed(behind, LATER).job for _ in range(40))
+        assert shares["new"] == pytest.approx(10, abs=1)
+        assert shares["old"] == pytest.approx(10, abs=1)
 
 
 @contextmanager
