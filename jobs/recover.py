@@ -51,6 +51,14 @@ def recover_all(store: Store, ledger: Ledger) -> Recovery:
     return found
 
 
+def warn_of_other_stores(ledger: Ledger, store: Store) -> None:
+    """A store without a job beside others in the same Redis is more often a mistyped place than a new one."""
+    others = {uri for store_id, uri in ledger.stores().items() if store_id != store.id}
+    if others and next(job_ids(store), None) is None:
+        names = (f"{uri} (another one, which was there before)" if uri == store.uri else uri for uri in sorted(others))
+        _log.warning("the store %s has no jobs; this Redis also serves %s", store.uri, ", ".join(names))
+
+
 def recover_if_needed(store: Store, ledger: Ledger) -> None:
     """Recover all jobs where this Redis may have forgotten some: it is new, was flushed, or has restarted."""
     if not ledger.needs_recover():

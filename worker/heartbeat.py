@@ -10,7 +10,7 @@ import threading
 import time
 
 from jobs.counters import Reason, recoveries
-from jobs.errors import LayoutError, UnavailableError
+from jobs.errors import ForeignStoreError, LayoutError, UnavailableError
 from jobs.ledger import FINALIZE, Beat, LeaseState
 from jobs.reconcile import Reconciler
 from worker.context import WorkerContext
@@ -92,10 +92,15 @@ class Sweeper(threading.Thread):
             self._stopped.wait(self._settings.sweep_s * random.uniform(0.7, 1.3))
 
     def _sweep(self) -> None:
+        store = self._context.store
         try:
+            if store.is_local:  # a folder on which something else was mounted: the permits of this store are elsewhere
+                store.require()
             self._reconciler.run_once()
         except LayoutError as error:
-            self._give_way(error)
+            self._give_way(error, "workers of a later release have taken over")
+        except ForeignStoreError as error:
+            self._give_way(error, str(error))
         except UnavailableError as error:
             self.hold_off()
             _log.warning("upkeep waits: %s", error)
@@ -103,11 +108,11 @@ class Sweeper(threading.Thread):
             if not self._stopped.is_set():
                 _log.exception("upkeep failed and goes on")
 
-    def _give_way(self, error: LayoutError) -> None:
-        """Drain and end: what is in hand can still be committed, for the store is the same."""
+    def _give_way(self, error: LayoutError | ForeignStoreError, why: str) -> None:
+        """Drain and end: what is in hand can still be committed where the store is the same."""
         if self._context.outdated is None:
             self._context.outdated = error
-            _log.critical("workers of a later release have taken over: draining")
+            _log.critical("%s: draining", why)
             os.kill(os.getpid(), signal.SIGTERM)
 
 
