@@ -33,8 +33,9 @@ class Recovery:
 def recover_all(store: Store, ledger: Ledger) -> Recovery:
     """Tell the ledger of every job in the store. Pauses and changed priorities lived in Redis alone: they are lost.
 
-    A job that the ledger knows as failed stays so.
+    A job that the ledger knows as failed stays so. Raises StoreUnavailableError where the store is gone.
     """
+    store.require()  # of a store that is not mounted no job is found either
     found = Recovery()
     for job in job_ids(store):
         try:

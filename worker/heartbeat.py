@@ -10,7 +10,7 @@ import threading
 import time
 
 from jobs.counters import Reason, recoveries
-from jobs.errors import ForeignStoreError, LayoutError, UnavailableError
+from jobs.errors import ForeignStoreError, LayoutError, StoreUnavailableError, UnavailableError
 from jobs.ledger import FINALIZE, Beat, LeaseState
 from jobs.reconcile import Reconciler
 from worker.context import WorkerContext
@@ -92,10 +92,8 @@ class Sweeper(threading.Thread):
             self._stopped.wait(self._settings.sweep_s * random.uniform(0.7, 1.3))
 
     def _sweep(self) -> None:
-        store = self._context.store
         try:
-            if store.is_local:  # a folder on which something else was mounted: the permits of this store are elsewhere
-                store.require()
+            self._look_at_store()
             self._reconciler.run_once()
         except LayoutError as error:
             self._give_way(error, "workers of a later release have taken over")
@@ -107,6 +105,20 @@ class Sweeper(threading.Thread):
         except Exception:
             if not self._stopped.is_set():
                 _log.exception("upkeep failed and goes on")
+
+    def _look_at_store(self) -> None:
+        """Raises ForeignStoreError where another store is in its place, whose permits this worker does not get.
+
+        Of a remote store that is not to be expected, and asking would cost. One that is gone is waited for elsewhere.
+        """
+        store = self._context.store
+        if store.is_local:
+            try:
+                store.require()
+            except ForeignStoreError:
+                raise
+            except StoreUnavailableError:
+                return
 
     def _give_way(self, error: LayoutError | ForeignStoreError, why: str) -> None:
         """Drain and end: what is in hand can still be committed where the store is the same."""
