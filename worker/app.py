@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from celery import signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from jobs import __version__
-from jobs.console import EXIT_INTERRUPTED
 from jobs.errors import UnavailableError
 from jobs.exposition import Probes
 from jobs.ledger import Ledger, WorkerInfo
@@ -70,7 +68,6 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     Raises InputError, ModelError, UnavailableError before the first claim.
     """
     keep_pandas_out()
-    _end_at_once_while_loading()
     probes = Probes(ready=lambda: "the model is being loaded")
     notifier = Notifier.to_supervisor(options.notify_fd)
     if options.metrics_port is not None:
@@ -98,19 +95,6 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
         notifier.close()
         _unregister(ledger, context.registration.id)
         ledger.close()
-
-
-def _end_at_once_while_loading() -> None:
-    """Until the worker is listed there is nothing to hand back, and its signals end it whatever it is at.
-
-    As the first process of a container it would not even hear SIGTERM, and Ctrl-C would wait until the model is loaded.
-    """
-
-    def end(number: int, _: object) -> None:
-        os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else 0)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
 
 
 def _unregister(ledger: Ledger, worker: str) -> None:
