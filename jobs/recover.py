@@ -33,8 +33,9 @@ class Recovery:
 def recover_all(store: Store, ledger: Ledger) -> Recovery:
     """Tell the ledger of every job in the store. Pauses and changed priorities lived in Redis alone: they are lost.
 
-    A job that the ledger knows as failed stays so.
+    A job that the ledger knows as failed stays so. Raises StoreUnavailableError where the store is gone.
     """
+    store.require()  # of a store that is not mounted no job is found either
     found = Recovery()
     for job in job_ids(store):
         try:
@@ -49,6 +50,14 @@ def recover_all(store: Store, ledger: Ledger) -> Recovery:
             found.damaged.append(job)
     ledger.recovered()
     return found
+
+
+def warn_of_other_stores(ledger: Ledger, store: Store) -> None:
+    """A store without a job beside others in the same Redis is more often a mistyped place than a new one."""
+    others = {uri for store_id, uri in ledger.stores().items() if store_id != store.id}
+    if others and next(job_ids(store), None) is None:
+        names = (f"{uri} (another one, which was there before)" if uri == store.uri else uri for uri in sorted(others))
+        _log.warning("the store %s has no jobs; this Redis also serves %s", store.uri, ", ".join(names))
 
 
 def recover_if_needed(store: Store, ledger: Ledger) -> None:

@@ -135,6 +135,9 @@ class Store:
         before all of them are there. After a time-out of a remote store the call is repeated; if it then finds its own
         bytes it has won.
         """
+        if self._root is not None and self._id is not None:
+            # Folders are made as they are needed. Those of a store that is not mounted would be on another disk.
+            self.require()
         if self._root is not None and not sync:
             return self._write_new(self._root / path, content)
         lost_answer = False
@@ -235,12 +238,17 @@ class Store:
     def require(self) -> None:
         """Raises StoreUnavailableError where the store itself is gone: a volume that is not mounted, say.
 
-        To be asked before a file that is missing counts as lost.
+        To be asked before a file that is missing counts as lost. ForeignStoreError where another store is in its place.
         """
         try:
-            self.get(STORE_FILE)
+            found, _ = self._read_record(self.get(STORE_FILE))
         except NotFoundError:
             raise StoreUnavailableError(f"store {self.uri} is gone: {STORE_FILE} is not there any more") from None
+        if self._id is not None and found != self._id:
+            raise ForeignStoreError(
+                f"store {self.uri} is another one by now (id {found}, it was {self._id}): put back the one that was "
+                "there, or start this program again"
+            )
 
     def probe(self) -> None:
         """Try put-if-absent for real: raises StoreUnavailableError if the endpoint ignores it."""
@@ -262,17 +270,21 @@ class Store:
                 content = self._found(create=create)
             except NotFoundError as error:
                 raise ForeignStoreError(f"store {self.uri}: {STORE_FILE} is no file") from error
-        try:
-            record = orjson.loads(content)
-            self._id, version = str(record["store_id"]), int(record["version"])
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ForeignStoreError(
-                f"store {self.uri}: {STORE_FILE} is not one of Promptmill's; set PROMPTMILL_STORE to another place"
-            ) from error
+        self._id, version = self._read_record(content)
         if version != FORMAT_VERSION:
             raise ForeignStoreError(
                 f"store {self.uri} has format {version}, this program knows {FORMAT_VERSION}: upgrade promptmill"
             )
+
+    def _read_record(self, content: bytes) -> tuple[str, int]:
+        """The id and the format that a ``_promptmill.json`` names. Raises ForeignStoreError."""
+        try:
+            record = orjson.loads(content)
+            return str(record["store_id"]), int(record["version"])
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ForeignStoreError(
+                f"store {self.uri}: {STORE_FILE} is not one of Promptmill's; set PROMPTMILL_STORE to another place"
+            ) from error
 
     def _found(self, *, create: bool) -> bytes:
         """Make this place a store; the record that won if several try at once."""

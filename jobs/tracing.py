@@ -6,8 +6,10 @@ so no message carries it. Without the variables nothing is imported, and a span 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,9 @@ _log = logging.getLogger(__name__)
 
 #: One of these set means that traces are wanted; what else there is to say, the SDK reads from others of its own.
 _ASKED_BY = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+#: Seconds that the end of a process waits for a collector that takes no spans: less than its supervisor waits for it.
+_LAST_S = 5.0
 
 _tracer: Tracer | None = None
 #: Sends what was not sent yet.
@@ -51,6 +56,7 @@ def traced(service: str) -> Iterator[None]:
         yield
     finally:
         if _end is not None:
+            atexit.unregister(_end)
             _end()
 
 
@@ -66,6 +72,8 @@ def _make_tracer(service: str, kind: str) -> Tracer:
         def generate_trace_id(self) -> int:
             return _trace.get() or super().generate_trace_id()
 
+    # It quotes headers that it cannot read, and they hold tokens.
+    logging.getLogger("opentelemetry.util.re").addFilter(_without_values)
     exporter: SpanExporter
     if kind == "console":
         exporter = ConsoleSpanExporter()
@@ -75,10 +83,24 @@ def _make_tracer(service: str, kind: str) -> Tracer:
         exporter = OTLPSpanExporter()
     named = os.environ.get("OTEL_SERVICE_NAME") or service
     # The sampler is that of OTEL_TRACES_SAMPLER. One that goes by the trace's id decides alike in every process.
-    provider = TracerProvider(id_generator=Ids(), resource=Resource.create({"service.name": named}))
+    resource = Resource.create({"service.name": named})
+    provider = TracerProvider(id_generator=Ids(), resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    _end = provider.shutdown
+    sender = threading.Thread(target=provider.shutdown, name="last spans", daemon=True)
+
+    def end() -> None:
+        sender.start()
+        sender.join(_LAST_S)
+
+    _end = end
+    atexit.register(end)
     return provider.get_tracer("promptmill")
+
+
+def _without_values(record: logging.LogRecord) -> bool:
+    if record.args:
+        record.msg, record.args = "a variable with headers (OTEL_EXPORTER_OTLP_..._HEADERS) is no list of key=value", ()
+    return True
 
 
 def trace_id(store_id: str, job: str) -> int:

@@ -38,6 +38,11 @@ class Connection:
         ledger.register_store(self.store.uri)
         return ledger
 
+    @property
+    def has_ledger(self) -> bool:
+        """Whether Redis was reached already."""
+        return "ledger" in self.__dict__
+
     @cached_property
     def permits(self) -> Permits:
         # Imported late: Celery takes longer to import than commands that send no permit take to run.

@@ -18,9 +18,10 @@ from queue import SimpleQueue
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
 from jobs.counters import Reason, recoveries
-from jobs.errors import InputError, RedisUnavailableError, UnavailableError
+from jobs.errors import ForeignStoreError, InputError, RedisUnavailableError, UnavailableError
 from jobs.exposition import Probes, ProcessCollector, serve
 from jobs.ledger import Ledger
+from jobs.recover import warn_of_other_stores
 from jobs.settings import Settings
 from producer.connection import Connection
 from producer.exporter_metrics import ExporterCollector, Known
@@ -165,6 +166,8 @@ class Exporter:
 
     def _ledger(self, connection: Connection) -> Ledger:
         with self._one_opens():
+            if not connection.has_ledger:
+                warn_of_other_stores(connection.ledger, connection.store)
             return connection.ledger
 
     def _look_at_redis(self) -> None:
@@ -174,7 +177,10 @@ class Exporter:
                 with self._one_opens():
                     Ledger.connect(self._settings.redis, "none").close()
             else:
-                self.known.ledger = self._observer.look(self._ledger(self._connection))
+                ledger = self._ledger(self._connection)
+                # The keys of an earlier release stay where they were, and nobody keeps them up.
+                ledger.check_layout()
+                self.known.ledger = self._observer.look(ledger)
         except RedisUnavailableError:
             self.upkeep.hold_off()
             raise
@@ -183,7 +189,11 @@ class Exporter:
         first, store = self._connection is None, self._open().store
         if first:
             self.redis.soon()
-        store.require()
+        try:
+            store.require()
+        except ForeignStoreError:
+            self._connection = None  # the next round opens the one that is there
+            raise
         free = store.free_bytes()
         if free is not None and store.root is not None:
             least = round(self._settings.min_free_mb * 2**20)

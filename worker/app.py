@@ -13,12 +13,13 @@ from celery import signals
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from jobs import __version__
+from jobs.errors import UnavailableError
 from jobs.exposition import Probes
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.parquet import keep_pandas_out
 from jobs.permits import Permits, make_app
 from jobs.reconcile import Reconciler
-from jobs.records import job_ids
+from jobs.recover import warn_of_other_stores
 from jobs.settings import Settings
 from jobs.spec import now
 from jobs.store import Store
@@ -74,7 +75,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     store = Store.open(settings.store, create=True)
     ledger = Ledger.connect(settings.redis, store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s, leads=True)
     ledger.require_worker()
-    _warn_of_other_stores(ledger, store)
+    warn_of_other_stores(ledger, store)
     ledger.register_store(store.uri)
     # All that touches the model is done by one thread. OpenMP keeps a team of threads for each that ever did: with
     # more of them than cores, those of the engine sleep between two operations instead of waiting for the next.
@@ -92,8 +93,16 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     finally:
         context.engine.close()
         notifier.close()
-        ledger.unregister(context.registration.id)
+        _unregister(ledger, context.registration.id)
         ledger.close()
+
+
+def _unregister(ledger: Ledger, worker: str) -> None:
+    """That Redis is away is no reason to end otherwise than for what ended the worker."""
+    try:
+        ledger.unregister(worker)
+    except UnavailableError as error:
+        _log.warning("this worker stays listed for half a minute: %s", error)
 
 
 def _load(settings: Settings, options: WorkerOptions, store: Store, ledger: Ledger) -> WorkerContext:
@@ -106,13 +115,6 @@ def _load(settings: Settings, options: WorkerOptions, store: Store, ledger: Ledg
         trust_remote_code=options.trust_remote_code,
     )
     return build_context(settings, options, store, ledger, loaded)
-
-
-def _warn_of_other_stores(ledger: Ledger, store: Store) -> None:
-    """A store without a job beside others in the same Redis is more often a mistyped place than a new one."""
-    others = {uri for store_id, uri in ledger.stores().items() if store_id != store.id}
-    if others and next(job_ids(store), None) is None:
-        _log.warning("the store %s has no jobs; this Redis also serves %s", store.uri, ", ".join(sorted(others)))
 
 
 def build_context(

@@ -108,10 +108,10 @@ def _leased(worker: WorkerContext, claim: Claim) -> Iterator[HeldLease]:
     try:
         yield lease
     except UnavailableError as error:
-        _hand_back(worker, claim, error)
+        _hand_back(worker, lease, error)
     except (DamagedFileError, InputError) as error:
         # An unknown job is one, and so is an id that is none: only somebody who writes to Redis himself gives those.
-        _fail_job(worker, claim, error)
+        _fail_job(worker, lease, error)
     except LeaseLostError:
         _release(worker, claim)
     except BaseException:
@@ -122,12 +122,13 @@ def _leased(worker: WorkerContext, claim: Claim) -> Iterator[HeldLease]:
         worker.leases.let_go(lease)
 
 
-def _fail_job(worker: WorkerContext, claim: Claim, error: Exception) -> None:
+def _fail_job(worker: WorkerContext, lease: HeldLease, error: Exception) -> None:
     """A job whose record is gone or damaged has failed, unless it is the store itself that is away."""
+    claim = lease.claim
     try:
         worker.store.require()
     except UnavailableError as away:
-        _hand_back(worker, claim, away)
+        _hand_back(worker, lease, away)
         return
     if isinstance(error, UnknownJobError) and clear_if_deleted(worker.store, claim.job, worker.ledger.forget):
         return
@@ -135,9 +136,12 @@ def _fail_job(worker: WorkerContext, claim: Claim, error: Exception) -> None:
     worker.ledger.fail(claim.job, str(error))
 
 
-def _hand_back(worker: WorkerContext, claim: Claim, error: Exception) -> None:
+def _hand_back(worker: WorkerContext, lease: HeldLease, error: Exception) -> None:
+    claim = lease.claim
     _log.warning("job %s batch %d is handed back: %s", claim.job, claim.batch, error)
     _release(worker, claim)
+    # Before the pause: it is no longer in hand, and the next heartbeat would find it lost.
+    worker.leases.let_go(lease)
     worker.back_off()
 
 

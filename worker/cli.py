@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from jobs import __version__
-from jobs.console import EPILOG_NEWLINES, json_out, run_app, service, setup_logging
+from jobs.console import EPILOG_NEWLINES, EXIT_INTERRUPTED, json_out, run_app, service, setup_logging
 from jobs.errors import InputError
 from jobs.logs import sign_lines
 from jobs.settings import Settings
@@ -111,6 +112,7 @@ def start(
     source = check_allowed(source, settings.allowed_models)
     if devices is not None:
         _supervise(context, settings, devices)
+    _end_at_once_while_loading()
     setup_logging(settings)
     sign_lines(worker=this)
     from worker.app import WorkerOptions, run_worker
@@ -170,6 +172,19 @@ def _require_extra() -> None:
     """The base install has this command too. Raises InputError where what it runs on is not there."""
     if any(find_spec(package) is None for package in ("torch", "transformers", "safetensors")):
         raise InputError("this install of promptmill has no engine: pip install 'promptmill[worker]'")
+
+
+def _end_at_once_while_loading() -> None:
+    """Until the worker is listed there is nothing to hand back, and its signals end it whatever it is at.
+
+    As the first process of a container it would not even hear SIGTERM, and Ctrl-C would wait until the model is loaded.
+    """
+
+    def end(number: int, _: object) -> None:
+        os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else 0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
 
 
 def _supervise(context: typer.Context, settings: Settings, devices: str) -> NoReturn:

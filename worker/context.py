@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from jobs.errors import LayoutError, StoreUnavailableError
+from jobs.errors import ForeignStoreError, LayoutError, StoreUnavailableError
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.permits import Permits
 from jobs.settings import Settings
@@ -69,8 +69,8 @@ class WorkerContext:
     draining: threading.Event = field(default_factory=threading.Event)
     #: Set when the grace period is over: what runs is handed back.
     abandoned: threading.Event = field(default_factory=threading.Event)
-    #: Why the process has to end: workers of a later release have taken over.
-    outdated: LayoutError | None = None
+    #: Why the process has to end: workers of a later release have taken over, or another store is in its place.
+    outdated: LayoutError | ForeignStoreError | None = None
     _admission: threading.Lock = field(default_factory=threading.Lock)
     _count: threading.Lock = field(default_factory=threading.Lock)
     _waiting: ThreadCount = field(default_factory=ThreadCount)

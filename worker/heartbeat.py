@@ -10,7 +10,7 @@ import threading
 import time
 
 from jobs.counters import Reason, recoveries
-from jobs.errors import LayoutError, UnavailableError
+from jobs.errors import ForeignStoreError, LayoutError, StoreUnavailableError, UnavailableError
 from jobs.ledger import FINALIZE, Beat, LeaseState
 from jobs.reconcile import Reconciler
 from worker.context import WorkerContext
@@ -93,9 +93,12 @@ class Sweeper(threading.Thread):
 
     def _sweep(self) -> None:
         try:
+            self._look_at_store()
             self._reconciler.run_once()
         except LayoutError as error:
-            self._give_way(error)
+            self._give_way(error, "workers of a later release have taken over")
+        except ForeignStoreError as error:
+            self._give_way(error, str(error))
         except UnavailableError as error:
             self.hold_off()
             _log.warning("upkeep waits: %s", error)
@@ -103,11 +106,25 @@ class Sweeper(threading.Thread):
             if not self._stopped.is_set():
                 _log.exception("upkeep failed and goes on")
 
-    def _give_way(self, error: LayoutError) -> None:
-        """Drain and end: what is in hand can still be committed, for the store is the same."""
+    def _look_at_store(self) -> None:
+        """Raises ForeignStoreError where another store is in its place, whose permits this worker does not get.
+
+        Of a remote store that is not to be expected, and asking would cost. One that is gone is waited for elsewhere.
+        """
+        store = self._context.store
+        if store.is_local:
+            try:
+                store.require()
+            except ForeignStoreError:
+                raise
+            except StoreUnavailableError:
+                return
+
+    def _give_way(self, error: LayoutError | ForeignStoreError, why: str) -> None:
+        """Drain and end: what is in hand can still be committed where the store is the same."""
         if self._context.outdated is None:
             self._context.outdated = error
-            _log.critical("workers of a later release have taken over: draining")
+            _log.critical("%s: draining", why)
             os.kill(os.getpid(), signal.SIGTERM)
 
 

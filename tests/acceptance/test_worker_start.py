@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill, Process, Server
+from tests.mill import Mill, Process, Server, wait_until
 from tests.models import tiny_model
 from tests.redis_users import refused as not_let
 
@@ -119,3 +120,15 @@ def test_an_engine_of_another_name_is_refused(refused: Refusals) -> None:
 
     assert code == 2
     assert all(word in "\n".join(lines) for word in ("--engine", "static", "auto", "inflight", "padded"))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_worker_that_still_loads_its_model_ends_at_once(
+    mill: Mill, tiny: Path, number: signal.Signals, status: int
+) -> None:
+    """It has nothing to hand back. The first process of a container hears no signal that it does not handle."""
+    worker = mill.worker("slow", tiny, PLUGIN="tests.slow_model")
+    wait_until("it to load", lambda: "loads" in worker.said())
+    worker.send(number)
+    assert worker.wait(30) == status
+    assert worker.said().splitlines()[-1] == "loads"

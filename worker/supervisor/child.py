@@ -129,7 +129,11 @@ class Child:
 
     def _listen(self) -> None:
         assert self._notes is not None
-        if READY in self._notes.recv(4096).decode(errors="replace").splitlines() and not self.told:
+        try:
+            said = self._notes.recv(4096).decode(errors="replace")
+        except OSError:  # of a process that has ended; that is seen to elsewhere
+            return
+        if READY in said.splitlines() and not self.told:
             self.registered = True
 
     def _forget(self) -> None:

@@ -63,7 +63,7 @@ def labelled_json(name: str) -> Callable[[str], str]:
     def label(line: str) -> str:
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             entry = None
         if not isinstance(entry, dict):
             time = datetime.now(UTC).isoformat()

@@ -39,6 +39,7 @@ class Supervisor:
 
     def __init__(self, plan: Plan, notifier: Notifier) -> None:
         self._notifier = notifier
+        self._log_format = plan.log_format
         self._selector = DefaultSelector()
         self._children = [Child(spec, plan, self._selector, write_line) for spec in plan.children]
         self._told = False
@@ -90,7 +91,8 @@ class Supervisor:
 
     def _wait(self, wakeups: int) -> None:
         """Until something happens or is due; then see to what was said."""
-        due = min(child.due_at for child in self._children)
+        # Once all are told to stop, those that have ended are not started again.
+        due = min((child.due_at for child in self._children if child.alive or not self._told), default=0.0)
         for key, _ in self._selector.select(min(max(due - time.monotonic(), 0.0), _LOOK_S)):
             if key.fd == wakeups:
                 for number in os.read(wakeups, 4096):
@@ -177,8 +179,11 @@ class Supervisor:
 
     def _outcome(self) -> int:
         if self._verdict is not None:
-            for sentence in dict.fromkeys(self._verdict):
-                write_line(f"error: {one_line(sentence)}")
+            for sentence in dict.fromkeys(map(one_line, self._verdict)):
+                if self._log_format == "json":
+                    _log.critical("%s", sentence)
+                else:
+                    write_line(f"error: {sentence}")
             return EXIT_USAGE
         for child in self._children:
             end = child.end

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import jobs.parts
 from jobs import layout
-from jobs.errors import DamagedFileError, UnknownJobError
+from jobs.errors import DamagedFileError, StoreUnavailableError, UnknownJobError
 from jobs.finalize import finalize
 from jobs.ledger import FINALIZE, JobState, Ledger
 from jobs.records import note_expired, pin, wish_cancel
@@ -271,3 +272,12 @@ def test_a_new_store_on_a_new_server_recovers_in_silence(
     recover_if_needed(store, ledger)
     assert not ledger.needs_recover()
     assert caplog.records == []
+
+
+def test_a_store_that_is_gone_does_not_count_as_one_without_jobs(ledger: Ledger, tmp_path: Path, flush: Any) -> None:
+    store = Store.open(str(tmp_path / "store"), create=True)
+    flush()
+    (tmp_path / "store").rename(tmp_path / "away")
+    with pytest.raises(StoreUnavailableError):
+        recover_all(store, ledger)
+    assert ledger.needs_recover()

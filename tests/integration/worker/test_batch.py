@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -19,6 +20,7 @@ from jobs.spec import SamplingParams, Status
 from worker import batch as worker_batch
 from worker import generate as worker_generate
 from worker.batch import run_claim, run_permit
+from worker.context import WorkerContext
 from worker.engine.loop import EngineDied
 from worker.engine.request import Request
 from worker.heartbeat import Upkeep
@@ -382,3 +384,17 @@ def test_a_heartbeat_shows_what_is_in_hand(bench: Bench, prompts: Prompts) -> No
     assert (listed.id, listed.in_hand) == ("slow", 1)
     running.worker.abandoned.set()
     running.end()
+
+
+def test_a_batch_that_was_handed_back_is_not_in_hand_during_the_pause(
+    bench: Bench, prompts: Prompts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The heartbeats of the pause would report it, and hear that it is lost."""
+    worker, in_hand = bench.worker(), []
+    job = bench.submit(prompts(4))
+    monkeypatch.setattr(WorkerContext, "back_off", lambda self: in_hand.append(len(self.leases)))
+    (tmp_path / "store").rename(tmp_path / "away")
+    run_claim(worker)
+    (tmp_path / "away").rename(tmp_path / "store")
+    assert in_hand == [0]
+    assert bench.run(worker, job).status is Status.COMPLETED

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 from tests import supervised
 from tests.mill import Command, wait_until
+from worker.supervisor.lines import labelled_json
 from worker.supervisor.plan import ChildPlan, Plan
 
 ROOT = Path(__file__).parents[3]
@@ -121,6 +123,19 @@ def test_a_process_that_does_not_stop_is_killed(place: Place) -> None:
     assert f"{TWO} ended with status 0, as it was told to" in supervisor.said()
 
 
+def test_a_supervisor_sleeps_while_one_drains_and_the_others_have_ended(place: Place) -> None:
+    place.says(two="patient")
+    supervisor = place.supervise()
+    both_serve(supervisor)
+    supervisor.send(signal.SIGTERM)
+    wait_until("the first to end", lambda: f"{ONE} ended with status 0" in supervisor.said(), 30)
+    fields = [Path(f"/proc/{supervisor.pid}/stat").read_text().split() for _ in range(2) if not time.sleep(0.4)]
+    before, after = (int(fields[13]) + int(fields[14]) for fields in fields)
+    assert after - before < 10, "hundredths of a second of its processor, of 40"
+    supervisor.send(signal.SIGTERM)
+    assert supervisor.wait(30) == 0
+
+
 def test_a_process_that_still_loads_has_nothing_to_drain(place: Place) -> None:
     place.says(one="load")
     supervisor = place.supervise()
@@ -144,6 +159,14 @@ def test_a_model_that_cannot_be_served_is_told_once_with_status_2(place: Place) 
     supervisor = place.supervise()
     assert supervisor.wait(30) == 2
     assert supervisor.said() == "error: there is no folder /nowhere\n"
+
+
+def test_a_mistake_is_json_where_the_log_is(place: Place) -> None:
+    place.says(one="fail 2 there is no folder /nowhere", two="fail 2 there is no folder /nowhere")
+    supervisor = place.supervise(log_format="json")
+    assert supervisor.wait(30) == 2
+    (entry,) = [json.loads(line) for line in supervisor.said().splitlines()]
+    assert (entry["level"], entry["message"]) == ("critical", "there is no folder /nowhere")
 
 
 def test_mistakes_that_differ_are_all_told(place: Place) -> None:
@@ -244,6 +267,10 @@ def test_a_log_of_json_stays_one_whatever_the_processes_write(place: Place) -> N
     assert {"level": "info", "message": "as JSON", "device": ONE} in entries
     raw = [entry["message"] for entry in entries if entry.get("logger") == "stderr" and entry["device"] == TWO]
     assert raw == [f"{TWO} has come up, NOTIFY_SOCKET is None"]
+
+
+def test_a_line_that_no_json_reader_takes_is_passed_on() -> None:
+    assert json.loads(labelled_json(ONE)("[" * 60_000))["message"] == "[" * 60_000
 
 
 def test_under_nohup_sighup_changes_nothing(place: Place) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.errors import RedisUnavailableError
+from jobs.errors import ForeignStoreError, RedisUnavailableError
 from jobs.ledger import LeaseState
 from jobs.spec import SamplingParams
+from jobs.store import Store
 from tests.integration.worker.conftest import Bench
 from tests.mill import wait_until
 from worker.context import WorkerContext
@@ -149,3 +152,22 @@ def test_a_worker_is_not_listed_again_after_the_end_of_its_upkeep(
     bench.ledger.unregister(worker.registration.id)
     time.sleep(0.7)
     assert bench.ledger.workers() == []
+
+
+def test_a_worker_whose_store_was_replaced_by_another_drains(
+    bench: Bench, worker: WorkerContext, rounds: Rounds, tmp_path: Path, request: Any
+) -> None:
+    """It would wait for permits that nobody sends it."""
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        (tmp_path / "store").rename(tmp_path / "away")
+        rounds.go_on.set()
+        request.getfixturevalue("upkeep")
+        wait_until("sweeps", lambda: len(rounds.begun) > 2, 10.0)
+        assert not told.is_set(), "a store that is gone may come back"
+        Store.open(str(tmp_path / "store"), create=True)
+        wait_until("the drain", told.is_set, 10.0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert isinstance(worker.outdated, ForeignStoreError)

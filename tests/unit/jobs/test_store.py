@@ -132,6 +132,33 @@ def test_a_file_and_its_folder_are_on_the_disk_when_it_is_put(tmp_path: Path, mo
 # -- Which store it is.
 
 
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    """A volume that is not mounted: what is put there now would be on another disk."""
+    store = Store.open(str(tmp_path / "store"), create=True)
+    for there in (True, False):
+        (tmp_path / "store").rename(tmp_path / "away")
+        if there:  # an empty mount point
+            (tmp_path / "store").mkdir()
+        for sync in (True, False):
+            with pytest.raises(StoreUnavailableError, match=r"is gone: _promptmill\.json is not there any more"):
+                store.put_if_absent("data/s/parts/part-00000.parquet", b"1", sync=sync)
+        assert list(tmp_path.glob("store/*")) == []
+        if there:
+            (tmp_path / "store").rmdir()
+        (tmp_path / "away").rename(tmp_path / "store")
+    assert store.put_if_absent("data/s/parts/part-00000.parquet", b"1")
+
+
+def test_another_store_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"), create=True)
+    (tmp_path / "store").rename(tmp_path / "away")
+    Store.open(str(tmp_path / "store"), create=True)
+    for use in (store.require, lambda: store.put_if_absent("jobs/a.json", b"1")):
+        with pytest.raises(ForeignStoreError, match=f"another one by now .* it was {store.id}"):
+            use()
+    assert not (tmp_path / "store" / "jobs").exists()
+
+
 def test_a_store_keeps_its_id_and_another_has_another(tmp_path: Path) -> None:
     first = Store.open(str(tmp_path / "a"), create=True)
     assert Store.open(str(tmp_path / "a"), create=True).id == first.id
