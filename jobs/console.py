@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from jobs.errors import PromptmillError, SourceError, one_line
-from jobs.logs import JsonFormatter
+from jobs.telemetry.logs import JsonFormatter
 
 #: Between the lines of an epilog: click keeps these line breaks.
 EPILOG_NEWLINES = "\n\n"

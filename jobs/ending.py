@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from jobs.counters import Reason, recoveries
 from jobs.deletion import clear_if_deleted
 from jobs.errors import DamagedFileError, PromptmillError
 from jobs.finalize import MissingPartsError, Progress, finalize
@@ -15,7 +14,8 @@ from jobs.recover import manifest_status
 from jobs.results import PartCounts
 from jobs.spec import JobFile
 from jobs.store import Store
-from jobs.tracing import span
+from jobs.telemetry.counters import Reason, recoveries
+from jobs.telemetry.tracing import span
 
 if TYPE_CHECKING:
     # Celery takes a while to import, and commands that end no job import this module too.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs import layout
-from jobs.counters import Reason, recoveries
 from jobs.errors import DamagedFileError, NotFoundError
 from jobs.results import PartCounts, part_counts, read_part
 from jobs.spec import JobFile
 from jobs.store import Store
+from jobs.telemetry.counters import Reason, recoveries
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from jobs.counters import Reason, recoveries
 from jobs.errors import JobVersionError, PromptmillError, UnavailableError
 from jobs.ledger import Ledger, Sweep
 from jobs.permits import Permits
@@ -19,6 +18,7 @@ from jobs.recover import recover_if_needed, recover_job
 from jobs.spec import now
 from jobs.stages import clean_up
 from jobs.store import Store
+from jobs.telemetry.counters import Reason, recoveries
 
 _log = logging.getLogger(__name__)
 

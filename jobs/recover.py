@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass, field
 
 from jobs import layout
-from jobs.counters import Reason, recoveries
 from jobs.errors import DamagedFileError, JobVersionError, NotFoundError, UnknownJobError
 from jobs.finalize import manifest_counts
 from jobs.ledger import Ledger
@@ -15,6 +14,7 @@ from jobs.records import has_ended, job_ids, pinned, read_job, read_manifest
 from jobs.results import PartCounts, part_counts
 from jobs.spec import JobFile, Status
 from jobs.store import Store
+from jobs.telemetry.counters import Reason, recoveries
 
 _log = logging.getLogger(__name__)
 

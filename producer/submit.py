@@ -14,7 +14,7 @@ from jobs.recover import recover_if_needed, recover_job
 from jobs.spec import JobFile, JobSpec, check_job_id, default_job_id, now
 from jobs.stages import new_stage
 from jobs.store import Store
-from jobs.tracing import moment, span
+from jobs.telemetry.tracing import moment, span
 from producer.batches import BatchBuilder
 from producer.check import Checking, CheckReport
 from producer.connection import Connection

@@ -8,10 +8,10 @@ from jobs.deletion import clear_if_deleted
 from jobs.ending import end_job
 from jobs.errors import InputError, LeaseLostError, PromptmillError, UnknownJobError
 from jobs.ledger import Beat, Claim, LeaseState, Release
-from jobs.logs import turn_to
 from jobs.records import wish_cancel
 from jobs.spec import Status
 from jobs.status import JobStatus
+from jobs.telemetry.logs import turn_to
 from producer.connection import Connection
 from producer.status import job_status
 

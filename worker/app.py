@@ -14,7 +14,6 @@ from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from jobs import __version__
 from jobs.errors import UnavailableError
-from jobs.exposition import Probes
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.parquet import keep_pandas_out
 from jobs.permits import Permits, make_app
@@ -23,6 +22,7 @@ from jobs.recover import warn_of_other_stores
 from jobs.settings import Settings
 from jobs.spec import now
 from jobs.store import Store
+from jobs.telemetry.exposition import Probes
 from worker.context import WorkerContext
 from worker.devices import shown
 from worker.drain import Drain, drain_step

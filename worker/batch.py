@@ -16,7 +16,6 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from jobs.counters import Reason, recoveries
 from jobs.deletion import clear_if_deleted
 from jobs.ending import end_job
 from jobs.errors import (
@@ -28,14 +27,15 @@ from jobs.errors import (
     UnknownJobError,
 )
 from jobs.ledger import FINALIZE, Claim, LeaseState, Release
-from jobs.logs import turn_to
 from jobs.parts import Part, commit_part, find_part
 from jobs.permits import SUCCESSORS
 from jobs.records import pin, read_job
 from jobs.recover import recover_job
 from jobs.results import PartCounts
 from jobs.spec import JobFile
-from jobs.tracing import moment, span, step
+from jobs.telemetry.counters import Reason, recoveries
+from jobs.telemetry.logs import turn_to
+from jobs.telemetry.tracing import moment, span, step
 from worker.context import WorkerContext
 from worker.generate import failed_batch, generate
 from worker.leases import HeldLease

@@ -14,10 +14,10 @@ import typer
 from jobs import __version__
 from jobs.console import EPILOG_NEWLINES, EXIT_INTERRUPTED, json_out, run_app, service, setup_logging
 from jobs.errors import InputError
-from jobs.logs import sign_lines
 from jobs.settings import Settings
 from jobs.spec import split_model
-from jobs.tracing import traced
+from jobs.telemetry.logs import sign_lines
+from jobs.telemetry.tracing import traced
 from worker.allowed import check_allowed
 from worker.naming import worker_name
 

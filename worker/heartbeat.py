@@ -9,10 +9,10 @@ import signal
 import threading
 import time
 
-from jobs.counters import Reason, recoveries
 from jobs.errors import ForeignStoreError, LayoutError, StoreUnavailableError, UnavailableError
 from jobs.ledger import FINALIZE, Beat, LeaseState
 from jobs.reconcile import Reconciler
+from jobs.telemetry.counters import Reason, recoveries
 from worker.context import WorkerContext
 
 _log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from jobs.exposition import Probes, ProcessCollector, serve
 from jobs.results import STATUS_COUNTS, PartCounts
+from jobs.telemetry.exposition import Probes, ProcessCollector, serve
 from worker.context import WorkerContext
 from worker.engine.request import EngineStats
 

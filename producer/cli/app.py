@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from jobs import __version__
 from jobs.console import Interrupted, setup_logging
 from jobs.settings import Settings
-from jobs.tracing import setup_tracing
+from jobs.telemetry.tracing import setup_tracing
 from producer.cli import control, doctor, exporter, jobs, report, results, run, submit
 
 

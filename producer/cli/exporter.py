@@ -35,7 +35,7 @@ def exporter_command(
     settings = place.settings()
     setup_logging(settings)
     # Imported late: prometheus-client and Celery take a while, and no other command wants them.
-    from producer.exporter import run_exporter
+    from producer.exporter.service import run_exporter
 
     with service(settings):
         run_exporter(settings, port, host, model or ())

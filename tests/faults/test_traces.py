@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.tracing import trace_id
+from jobs.telemetry.tracing import trace_id
 from tests.mill import Mill
 
 trace_service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")

@@ -13,7 +13,7 @@ import pytest
 from jobs.ledger import Ledger, keys
 from jobs.settings import Settings
 from jobs.store import Store
-from producer.exporter import Exporter
+from producer.exporter.service import Exporter
 from tests.integration.producer.test_observer import accept
 from tests.mill import wait_until
 

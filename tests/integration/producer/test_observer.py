@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.results import PartCounts
 from jobs.spec import JobFile, JobSpec, SamplingParams, Status
-from producer.exporter_metrics import ExporterCollector, Known
-from producer.observation import LISTED_JOBS, Observer
+from producer.exporter.metrics import ExporterCollector, Known
+from producer.exporter.observation import LISTED_JOBS, Observer
 from tests.job_work import WHEN
 
 WORKER = WorkerInfo(

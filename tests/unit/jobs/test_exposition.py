@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from prometheus_client import CollectorRegistry
 
-from jobs.counters import Reason, Recoveries, recoveries
 from jobs.errors import InputError
-from jobs.exposition import Probes, ProcessCollector, serve
+from jobs.telemetry.counters import Reason, Recoveries, recoveries
+from jobs.telemetry.exposition import Probes, ProcessCollector, serve
 
 Get = Callable[[str], tuple[int, str]]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.logs import JsonFormatter, sign_lines, turn_to
+from jobs.telemetry.logs import JsonFormatter, sign_lines, turn_to
 
 Said = Callable[[], list[dict[str, Any]]]
 

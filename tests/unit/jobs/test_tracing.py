@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.tracing import trace_id
+from jobs.telemetry.tracing import trace_id
 
 SPANS = """
 import logging, sys
-from jobs.tracing import setup_tracing, span, step
+from jobs.telemetry.tracing import setup_tracing, span, step
 logging.basicConfig(format="%(message)s")
 if sys.argv[1:]:
     sys.modules["opentelemetry.sdk"] = None
@@ -64,7 +64,9 @@ def deaf() -> Iterator[socket.socket]:
 def test_the_end_of_a_process_does_not_wait_for_a_collector_that_takes_nothing(deaf: socket.socket) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-    code = SPANS.replace("setup_tracing(", "import jobs.tracing; jobs.tracing._LAST_S = 0.2; setup_tracing(")
+    code = SPANS.replace(
+        "setup_tracing(", "import jobs.telemetry.tracing; jobs.telemetry.tracing._LAST_S = 0.2; setup_tracing("
+    )
     command = [sys.executable, "-c", code]
     # The SDK itself would give up, and close its connection, after an hour.
     env = {"PATH": "/usr/bin:/bin", "OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_TIMEOUT": "3600"}

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.ledger import JobState
 from jobs.spec import Status
-from producer.observation import ListedJob, Progress, backlog
+from producer.exporter.observation import ListedJob, Progress, backlog
 
 JOB = JobState(
     id="job", status=Status.IN_PROGRESS, model="m", stage="s", priority=0, labels={}, created_at=0.0, started_at=None,
@@ -54,21 +54,21 @@ def test_a_job_comes_further_with_a_batch_or_with_more_tokens_than_it_had(
     changes: dict[str, object], still_s: float | None
 ) -> None:
     progress = Progress()
-    with patch("producer.observation.time.monotonic", side_effect=[100.0, 160.0]):
+    with patch("producer.exporter.observation.time.monotonic", side_effect=[100.0, 160.0]):
         assert progress.look([JOB]) == {"job": 0.0}
         assert progress.look([replace(JOB, **changes)]).get("job") == still_s  # type: ignore[arg-type]
 
 
 def test_a_batch_that_begins_again_and_again_comes_no_further() -> None:
     progress, tokens = Progress(), [0, 30, 60, 0, 30, 60, 0, 30, 59]
-    with patch("producer.observation.time.monotonic", side_effect=range(0, 900, 100)):
+    with patch("producer.exporter.observation.time.monotonic", side_effect=range(0, 900, 100)):
         seen = [progress.look([replace(JOB, running_tokens=count)])["job"] for count in tokens]
     assert seen == [0, 0, 0, 100, 200, 300, 400, 500, 600]
 
 
 def test_a_job_that_ended_is_forgotten() -> None:
     progress = Progress()
-    with patch("producer.observation.time.monotonic", side_effect=[0.0, 50.0, 70.0]):
+    with patch("producer.exporter.observation.time.monotonic", side_effect=[0.0, 50.0, 70.0]):
         progress.look([JOB])
         assert progress.look([]) == {}
         assert progress.look([JOB]) == {"job": 0.0}

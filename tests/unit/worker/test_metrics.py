@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from jobs.errors import InputError
-from jobs.exposition import Probes
+from jobs.telemetry.exposition import Probes
 from worker.engine.request import EngineStats
 from worker.metrics import EngineCollector, serve_metrics
 

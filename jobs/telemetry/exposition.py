@@ -20,8 +20,8 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from jobs import __version__
-from jobs.counters import recoveries
 from jobs.errors import InputError
+from jobs.telemetry.counters import recoveries
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from jobs.spec import Status
-from producer.observation import LISTED_JOBS, ListedJob, ModelFigures, Observation
+from producer.exporter.observation import LISTED_JOBS, ListedJob, ModelFigures, Observation
 
 
 @dataclass(slots=True)

@@ -17,15 +17,15 @@ from queue import SimpleQueue
 
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
-from jobs.counters import Reason, recoveries
 from jobs.errors import ForeignStoreError, InputError, RedisUnavailableError, UnavailableError
-from jobs.exposition import Probes, ProcessCollector, serve
 from jobs.ledger import Ledger
 from jobs.recover import warn_of_other_stores
 from jobs.settings import Settings
+from jobs.telemetry.counters import Reason, recoveries
+from jobs.telemetry.exposition import Probes, ProcessCollector, serve
 from producer.connection import Connection
-from producer.exporter_metrics import ExporterCollector, Known
-from producer.observation import Observer
+from producer.exporter.metrics import ExporterCollector, Known
+from producer.exporter.observation import Observer
 from producer.tend import tend
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""What a process says of itself: its log, counters, metrics over HTTP, and traces."""
