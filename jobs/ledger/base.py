@@ -11,6 +11,7 @@ import redis
 from jobs.errors import LayoutError, UnknownJobError
 from jobs.ledger import connection, keys
 from jobs.ledger.replies import text
+from jobs.spec import JOB_VERSIONS
 
 _T = TypeVar("_T")
 
@@ -25,7 +26,7 @@ class LedgerBase:
         self.store_id = store_id
         self.lease_s = lease_s
         self.sweep_s = sweep_s
-        self._reads = set(map(str, keys.READS))
+        self._reads = set(map(str, JOB_VERSIONS))
         self._redis = redis
         self._scripts = connection.Scripts(redis, store_id)
 

@@ -8,9 +8,6 @@ from jobs.spec import JOB_VERSIONS
 #: them. Each layout has keys of its own, and the store brings its jobs into them: see Ledger.connect.
 LAYOUT = 1
 
-#: The job versions that this program reads.
-READS = JOB_VERSIONS
-
 #: What follows the prefix of a store, by the name that code uses. ``{}`` is a job, a model and so on.
 TEMPLATES = {
     # One each.
@@ -62,6 +59,6 @@ def key(store_id: str, name: str, *parts: str) -> str:
 
 
 def lua_table() -> str:
-    """TEMPLATES as a Lua table of ``string.format`` patterns, and READS."""
+    """TEMPLATES as a Lua table of ``string.format`` patterns, and READS: the job versions that this program reads."""
     entries = (f"{name}='{template.replace('{}', '%s')}'" for name, template in TEMPLATES.items())
-    return "local TEMPLATES={" + ",".join(entries) + "}\nlocal READS={" + ",".join(map(str, READS)) + "}"
+    return "local TEMPLATES={" + ",".join(entries) + "}\nlocal READS={" + ",".join(map(str, JOB_VERSIONS)) + "}"

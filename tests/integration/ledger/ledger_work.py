@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from jobs.ledger import Beat, Claim, JobState, LeaseState, Ledger, WorkerInfo, connection, keys
+from jobs.ledger import Beat, Claim, JobState, LeaseState, Ledger, WorkerInfo, base, connection, keys
 from jobs.results import PartCounts
 from jobs.spec import JOB_VERSIONS, JobFile, JobSpec
 
@@ -49,7 +49,8 @@ def worker(
 def as_read_by(versions: tuple[int, ...], client: redis.Redis, store_id: str) -> Ledger:
     """The ledger of a store as a program has it that reads jobs of these versions."""
     with pytest.MonkeyPatch.context() as then:
-        then.setattr(keys, "READS", versions)
+        then.setattr(keys, "JOB_VERSIONS", versions)
+        then.setattr(base, "JOB_VERSIONS", versions)
         then.setattr(connection, "_SOURCES", connection._load())
         return Ledger(client, store_id)
 
