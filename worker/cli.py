@@ -151,9 +151,9 @@ def doctor(
     """Load a model and generate one prompt: device, dtype, engine, attention, context, memory."""
     _require_extra()
     settings = Settings.load()
-    setup_logging(settings)
     name, source = split_model(model)
     source = check_allowed(source, settings.allowed_models)
+    setup_logging(settings)
     from worker.app import WorkerOptions
     from worker.doctor import examine
 
