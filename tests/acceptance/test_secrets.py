@@ -117,6 +117,7 @@ def contents(client: redis.Redis, name: str) -> object:
     readers = {
         "hash": client.hgetall, "list": lambda key: client.lrange(key, 0, -1), "set": client.smembers,
         "zset": lambda key: client.zrange(key, 0, -1), "string": client.get,
+        "none": lambda _: "",  # it has expired meanwhile
     }  # fmt: skip
     with suppress(UnicodeDecodeError):
         return readers[client.type(name)](name)

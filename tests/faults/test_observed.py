@@ -110,6 +110,7 @@ def test_a_worker_and_an_exporter_are_seen_through_a_job_and_the_loss_of_redis(
 
     own_server.kill()
     wait_until("the exporter to see it", lambda: not ready(exported))
+    wait_until("the worker to see it", lambda: "heartbeats wait" in worker.said())
     last = samples(exported)
     assert (last['promptmill_up{part="redis"}'], last['promptmill_up{part="store"}']) == (0, 1)
     assert last['promptmill_workers{model="tiny"}'] == 1, "what was known last is still served"
