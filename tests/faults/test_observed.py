@@ -124,7 +124,8 @@ def test_a_worker_and_an_exporter_are_seen_through_a_job_and_the_loss_of_redis(
     done = samples(port)
     assert done['promptmill_rows_total{model="tiny",status="ok"}'] == 80
     assert done["promptmill_batch_seconds_count"] == 10
-    assert done['promptmill_recoveries_total{reason="redis_reconnected"}'] >= 1
+    reconnected = 'promptmill_recoveries_total{reason="redis_reconnected"}'
+    wait_until("the worker's next heartbeat", lambda: samples(port)[reconnected] >= 1)
 
     for process in (worker, exporter):
         process.send(signal.SIGTERM)
