@@ -1,4 +1,4 @@
-"""Two steps of ops/bootstrap that must find packages where pip would: the machine's own index or mirror.
+"""Steps of ops/bootstrap that must find packages where pip would: the machine's own index or mirror.
 
 ``installer.py pip`` puts pip into a virtual environment that was made without it. Debian and its
 relatives ship Python without ``ensurepip``, so ``python3 -m venv`` cannot do it there. Where an index is
@@ -7,6 +7,8 @@ taken, which needs no root; else get-pip.py does it.
 
 ``installer.py uv ARGUMENTS`` runs uv with pip's settings. uv does not read them by itself, so on a
 machine that reaches packages only through a configured mirror it would find nothing.
+
+``installer.py answers URL`` exits with 1 if nobody answers there within some seconds.
 
 Run by the environment's own Python; needs nothing but the standard library.
 """
@@ -20,6 +22,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.parse
 import urllib.request
 from html.parser import HTMLParser
@@ -29,6 +32,8 @@ from pathlib import Path
 GET_PIP = "https://bootstrap.pypa.io/get-pip.py"
 #: Seconds without an answer after which the index counts as unreachable.
 TIMEOUT_S = 60
+#: The same for an index that installing can do without.
+ANSWER_S = 10
 _WHEEL = re.compile(r"/pip-(\d+(?:\.\d+)*)-py3-none-any\.whl$")
 
 
@@ -137,6 +142,24 @@ def install_pip() -> int:
         return install_wheel(wheel)
 
 
+def answers(url: str) -> bool:
+    """Whether anybody answers at ``url``, through pip's proxy; what the answer is, is for pip to judge."""
+    proxy = pip_setting("proxy")
+    # Without an argument it reads the environment, as pip does.
+    proxies = urllib.request.ProxyHandler({"http": proxy, "https": proxy} if proxy else None)
+    try:
+        context = ssl.create_default_context(cafile=pip_setting("cert"))
+        opener = urllib.request.build_opener(proxies, urllib.request.HTTPSHandler(context=context))
+        opener.open(url, timeout=ANSWER_S).close()
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+    except OSError as error:
+        if not isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+            print(f"installer: {url}: {error}", file=sys.stderr)
+            return False
+    return True
+
+
 def uv_environment() -> dict[str, str]:
     """uv's variables for pip's settings (uv's "Environment variables" page); a variable already set wins."""
     settings = {
@@ -159,8 +182,10 @@ def main(arguments: list[str]) -> int:
         case ["uv", *rest]:
             uv = Path(sys.executable).with_name("uv")
             return subprocess.run([uv, *rest], env=uv_environment(), check=False).returncode
+        case ["answers", url]:
+            return 0 if answers(url) else 1
         case _:
-            print("usage: installer.py pip | installer.py uv ARGUMENTS", file=sys.stderr)
+            print("usage: installer.py pip | installer.py uv ARGUMENTS | installer.py answers URL", file=sys.stderr)
             return 2
 
 

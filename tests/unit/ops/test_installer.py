@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.util
+import socket
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -42,3 +45,22 @@ def test_an_installer_that_cannot_be_fetched_is_one_sentence(
 
     with pytest.raises(SystemExit, match="cannot fetch pip from file:"):
         installer.main(["pip"])
+
+
+def test_an_index_that_nobody_answers_for_is_not_waited_for(
+    installer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(installer, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/torch/"
+        assert installer.main(["answers", url]) == 1
+    assert installer.main(["answers", url]) == 1  # closed by now
+    assert capsys.readouterr().err.count(f"installer: {url}: ") == 2
+
+
+def test_an_index_that_answers_is_left_to_pip_whatever_it_answers(installer: ModuleType) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # It refuses every request: 501.
+        assert installer.main(["answers", f"http://127.0.0.1:{server.server_port}/torch/"]) == 0
+        server.shutdown()
