@@ -74,7 +74,7 @@ class Sweeper(threading.Thread):
 
     def __init__(self, context: WorkerContext, reconciler: Reconciler, stopped: threading.Event) -> None:
         super().__init__(name="sweep", daemon=True)
-        self._context = context
+        self._worker = context
         self._settings = context.settings
         self._reconciler = reconciler
         self._stopped = stopped
@@ -111,7 +111,7 @@ class Sweeper(threading.Thread):
 
         Of a remote store that is not to be expected, and asking would cost. One that is gone is waited for elsewhere.
         """
-        store = self._context.store
+        store = self._worker.store
         if store.is_local:
             try:
                 store.require()
@@ -122,8 +122,8 @@ class Sweeper(threading.Thread):
 
     def _give_way(self, error: LayoutError | ForeignStoreError, why: str) -> None:
         """Drain and end: what is in hand can still be committed where the store is the same."""
-        if self._context.outdated is None:
-            self._context.outdated = error
+        if self._worker.outdated is None:
+            self._worker.outdated = error
             _log.critical("%s: draining", why)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -136,7 +136,7 @@ class Heartbeat(threading.Thread):
 
     def __init__(self, context: WorkerContext, sweeper: Sweeper, stopped: threading.Event) -> None:
         super().__init__(name="heartbeat", daemon=True)
-        self._context = context
+        self._worker = context
         self._sweeper = sweeper
         self._pulse = Pulse()
         self._stopped = stopped
@@ -148,15 +148,15 @@ class Heartbeat(threading.Thread):
 
     def unwell(self) -> str | None:
         """What is wrong with the engine. A process that sees it ends itself: this is for one that does not."""
-        if self._context.engine.failure is not None:
+        if self._worker.engine.failure is not None:
             return "the engine died"
-        if self.ident is not None and self._pulse.still_s > self._context.settings.stall_s:
+        if self.ident is not None and self._pulse.still_s > self._worker.settings.stall_s:
             return "the engine stands still"
         return None
 
     def unready(self) -> str | None:
         """Why the worker takes no batches: it does from its registration to its drain."""
-        if self._context.draining.is_set():
+        if self._worker.draining.is_set():
             return "draining"
         return self.unwell() if self._registered else "not registered yet"
 
@@ -190,7 +190,7 @@ class Heartbeat(threading.Thread):
 
         The chain carries as many permits as it was started with, and busy workers may hold them all.
         """
-        context = self._context
+        context = self._worker
         if context.draining.is_set() or context.waiting:
             return
         if not context.permit_waits and context.ledger.has_work(context.registration):
@@ -198,8 +198,8 @@ class Heartbeat(threading.Thread):
 
     def _follow_parent(self) -> None:
         """A local run or a supervisor that was killed leaves its workers behind: they drain and end."""
-        parent = self._context.parent_pid
-        if parent is not None and os.getppid() != parent and not self._context.draining.is_set():
+        parent = self._worker.parent_pid
+        if parent is not None and os.getppid() != parent and not self._worker.draining.is_set():
             _log.warning("the process that started this worker has ended: draining")
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -210,7 +210,7 @@ class Heartbeat(threading.Thread):
         go on before they do, its next heartbeat revives them. Ends the process where the engine died, or has stood
         still for all of it. Raises UnavailableError.
         """
-        context, stats = self._context, self._context.engine.stats()
+        context, stats = self._worker, self._worker.engine.stats()
         idle = stats.running_rows == 0 and stats.waiting_rows == 0
         self._pulse.measure(stats.steps, stats.rows, stats.completion_tokens, idle)
         if context.engine.failure is not None or self._pulse.still_s > context.settings.stall_s:

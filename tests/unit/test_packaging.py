@@ -1,5 +1,6 @@
 """What the distribution promises: which part needs what, which files exist, and that the lock matches."""
 
+import ast
 import importlib.resources
 import re
 import subprocess
@@ -112,3 +113,20 @@ def test_arrow_does_without_pandas_where_it_is_told_to() -> None:
     for before, imported in (("", "True"), (told, "False")):
         done = subprocess.run([sys.executable, "-c", before + look], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == imported
+
+
+#: What a ``threading.Thread`` keeps of its own, in any of CPython 3.11 to 3.14.
+THREADS_OWN = {
+    "_args", "_context", "_daemonic", "_handle", "_ident", "_initialized", "_invoke_excepthook", "_is_stopped",
+    "_kwargs", "_name", "_native_id", "_os_thread_handle", "_started", "_stderr", "_stop", "_target", "_tstate_lock",
+}  # fmt: skip
+
+
+def test_no_kind_of_thread_keeps_anything_where_some_python_keeps_its_own() -> None:
+    files = [path for part in ("jobs", "producer", "worker", "ops") for path in (ROOT / part).rglob("*.py")]
+    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    threads = [node for node in classes if any("Thread" in ast.unparse(base) for base in node.bases)]
+    assert {"Heartbeat", "Rounds", "Sweeper"} <= {node.name for node in threads}
+    kept = {node.attr for thread in threads for node in ast.walk(thread) if isinstance(node, ast.Attribute)}
+    assert not THREADS_OWN & kept

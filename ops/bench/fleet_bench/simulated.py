@@ -174,7 +174,7 @@ class Consumer(threading.Thread):
     def __init__(self, url: str, context: WorkerContext, slots: int, pace: Pace, delay_s: float) -> None:
         super().__init__(daemon=True)
         self._popping, self._noting = redis.Redis.from_url(url), redis.Redis.from_url(url)
-        self._context = context
+        self._worker = context
         self._free = threading.Semaphore(slots)
         self._pool = ThreadPoolExecutor(slots)
         self._pace = pace
@@ -211,9 +211,9 @@ class Consumer(threading.Thread):
 
     def _run(self) -> None:
         try:
-            batch.run_permit(self._context)
+            batch.run_permit(self._worker)
         except Exception as error:
-            self._context.ledger.record.failed(error)  # type: ignore[attr-defined]
+            self._worker.ledger.record.failed(error)  # type: ignore[attr-defined]
         finally:
             self._free.release()
 
