@@ -29,7 +29,10 @@ from ops.faults.checker import Published, Work, check_store
 from ops.faults.orders import MODEL, PROMPTS, TOKENS, Orders
 from ops.faults.proxy import Proxy
 from ops.faults.strikes import FAULTS
-from tests.mill import Mill, Server, Worker, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
+from tests.processes import Worker
+from tests.redis_server import Server
 
 #: Seconds: short, so that a few minutes hold many recoveries.
 LEASE_S, SWEEP_S = 3.0, 0.5

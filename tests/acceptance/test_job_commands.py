@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from jobs.records import pin
-from tests.mill import Mill, Server, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
+from tests.redis_server import Server
 from tests.redis_users import as_user
 
 #: What scripts rely on; a job may tell more.

@@ -11,7 +11,9 @@ import pytest
 import redis
 from moto.server import ThreadedMotoServer
 
-from tests.mill import Mill, Outcome, Server
+from tests.mill import Mill
+from tests.outcome import Outcome
+from tests.redis_server import Server
 from tests.redis_users import SECRETS
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDs3cret", "AWS_SECRET_ACCESS_KEY": "s3cretaccess", "AWS_SESSION_TOKEN": "s3crettoken"}

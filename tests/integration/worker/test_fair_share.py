@@ -17,8 +17,8 @@ from jobs.spec import JobFile, JobSpec, SamplingParams
 from producer import Job
 from tests.integration.worker.conftest import Bench
 from tests.job_work import WHEN, input_table
-from tests.mill import wait_until
 from tests.models import tiny_model
+from tests.patience import wait_until
 from worker.batch import run_permit
 from worker.context import WorkerContext
 from worker.engine.inflight import InflightEngine
