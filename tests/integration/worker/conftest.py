@@ -20,7 +20,7 @@ from jobs.spec import JobFile
 from jobs.store import Store
 from producer import Client, Job
 from producer.results import read_results
-from worker.batch import run_claim
+from worker.claims import run_claim
 from worker.context import WorkerContext
 from worker.engine.fake import FakeEngine
 from worker.engine.request import EngineLimits

@@ -19,7 +19,7 @@ from jobs.reconcile import Reconciler
 from jobs.spec import SamplingParams, Status
 from worker import batch as worker_batch
 from worker import generate as worker_generate
-from worker.batch import run_claim, run_permit
+from worker.claims import run_claim, run_permit
 from worker.context import WorkerContext
 from worker.engine.loop import EngineDied
 from worker.engine.request import Request

@@ -19,7 +19,7 @@ from tests.integration.worker.conftest import Bench
 from tests.job_work import WHEN, input_table
 from tests.models import tiny_model
 from tests.patience import wait_until
-from worker.batch import run_permit
+from worker.claims import run_permit
 from worker.context import WorkerContext
 from worker.engine.inflight import InflightEngine
 from worker.engine.request import EngineLimits
