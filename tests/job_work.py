@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import layout
+from jobs.job_file import Column, JobFile
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.parts import Part, commit_part
 from jobs.prompts import INPUT_FIELDS, SOURCE_PREFIX, write_batch
 from jobs.results import ResultRow, write_part
-from jobs.spec import Column, JobFile, JobSpec, SamplingParams
+from jobs.spec import JobSpec, SamplingParams
 from jobs.store import Store
 
 WHEN = datetime(2026, 3, 1, 12, 30, 0, 123456, tzinfo=UTC)

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import redis
 
 from jobs import layout
+from jobs.job_file import JobFile
 from jobs.ledger import Ledger
 from jobs.permits import queue_key
 from jobs.settings import Settings
-from jobs.spec import JobFile
 from jobs.store import Store
 from producer.connection import Connection
 from tests.forkserver import ONCE

@@ -16,12 +16,12 @@ from tenacity import (
 )
 
 from jobs.errors import InputError, LeaseLostError, StoreUnavailableError, UnavailableError, UnknownJobError
+from jobs.job_file import JobFile
 from jobs.ledger import Claim
 from jobs.parts import Part, commit_part, find_part
 from jobs.records import pin, read_job
 from jobs.recover import recover_job
 from jobs.results import PartCounts
-from jobs.spec import JobFile
 from jobs.telemetry.counters import Reason, recoveries
 from jobs.telemetry.tracing import step
 from worker.context import WorkerContext

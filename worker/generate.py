@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from jobs.errors import DamagedFileError, LeaseLostError
 from jobs.inputs import lost_batch, read_input
+from jobs.job_file import JobFile
 from jobs.ledger import Claim, LeaseState
 from jobs.prompts import InputBatch, Prompt
 from jobs.results import ResultRow, write_part
-from jobs.spec import JobFile, RowError, default_seed
+from jobs.spec import RowError, default_seed
 from worker.context import WorkerContext
 from worker.engine.request import Completion, Request
 from worker.leases import HeldLease

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.errors import Problem
-from jobs.spec import Retry
+from jobs.job_file import Retry
 from jobs.status import JobStatus
 from producer.cli.check_text import counted
 from producer.display import clock

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 import redis
 
+from jobs.job_file import JobFile
 from jobs.ledger import JobState, Ledger, WorkerInfo
 from jobs.permits import Permits, make_app
 from jobs.records import read_job
 from jobs.results import read_part
 from jobs.settings import Settings
-from jobs.spec import JobFile
 from jobs.store import Store
 from producer import Client, Job
 from producer.results import read_results

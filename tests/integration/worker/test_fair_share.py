@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from jobs import layout
+from jobs.job_file import JobFile
 from jobs.ledger import Claim, WorkerInfo
 from jobs.prompts import write_batch
-from jobs.spec import JobFile, JobSpec, SamplingParams
+from jobs.spec import JobSpec, SamplingParams
 from producer import Job
 from tests.integration.worker.conftest import Bench
 from tests.job_work import WHEN, input_table

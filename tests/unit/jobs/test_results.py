@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from jobs import layout
 from jobs.errors import DamagedFileError
+from jobs.job_file import Column
 from jobs.results import (
     JSON_TEXT,
     PartCounts,
@@ -33,7 +34,7 @@ from jobs.results import (
     result_schema,
     write_part,
 )
-from jobs.spec import Column, RowError
+from jobs.spec import RowError
 from tests.job_work import WHEN, flipped, ok_row
 
 #: DESIGN: the result columns, in order.

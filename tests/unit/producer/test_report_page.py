@@ -13,8 +13,9 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from jobs.job_file import JobFile
 from jobs.results import result_schema
-from jobs.spec import JobFile, JobSpec, Status, now
+from jobs.spec import JobSpec, Status, now
 from jobs.status import BatchCounts, JobStatus, RowCounts, TokenCounts
 from producer.report import Report, render_page
 from producer.report.charts import length_ticks, time_ticks
