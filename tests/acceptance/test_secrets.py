@@ -91,7 +91,7 @@ def test_what_goes_wrong_is_told_without_the_secret(
         scheme = "rediss"
     else:
         monkeypatch.setenv("AWS_ENDPOINT", "http://user:s3cretaccess@127.0.0.1:1")
-        monkeypatch.setattr("jobs.store._ATTEMPTS", 1)
+        monkeypatch.setattr("jobs.calls._ATTEMPTS", 1)
 
     def settings(user: str) -> dict[str, str]:
         mine = {**as_login(server, user), "PROMPTMILL_REDIS_URL": url.format(scheme, user, port)}
