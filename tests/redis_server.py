@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import redis
 
-from producer.server import server_binary
+from producer.server import free_port, server_binary
 from tests.machines import Host
 from tests.patience import wait_until
 from tests.redis_users import as_user, login, users_file
@@ -84,10 +83,3 @@ class Server:
         with contextlib.suppress(redis.RedisError):
             return bool(self.client.ping())
         return False
-
-
-def free_port() -> int:
-    """A port that the system would give out."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from pipeline_bench.records import ROOT, BenchError
+from bench_errors import BenchError
+from pipeline_bench.records import ROOT
 
 from fleet_bench.server import FleetServer
 from fleet_bench.simulated import Told, as_argument

@@ -20,8 +20,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "ops" / "bench"))
 
+from bench_errors import BenchError, WrongLengths
 from engine_bench.contenders import CONTENDERS, OURS, Case, Contender, Runner, check_lengths
-from engine_bench.errors import BenchError, WrongLengths
 from engine_bench.floor import Rates, floor, need
 from engine_bench.measure import Bench, Options, timed
 from engine_bench.models import MODELS, Linear, ModelShape, make_model
