@@ -23,6 +23,15 @@ from jobs.store import Store
 
 WHEN = datetime(2026, 3, 1, 12, 30, 0, 123456, tzinfo=UTC)
 
+#: The columns of results that docs/results.md promises, in order.
+RESULT_COLUMNS = [
+    ("row_index", "int64"), ("sample_index", "int32"), ("custom_id", "string"), ("status", "string"),
+    ("error_code", "string"), ("error_message", "string"), ("text", "string"), ("finish_reason", "string"),
+    ("prompt_tokens", "int32"), ("completion_tokens", "int32"), ("mean_logprob", "float"), ("seed", "int64"),
+    ("model", "string"), ("model_revision", "string"), ("attempt", "int32"), ("worker", "string"),
+    ("started_at", "timestamp[us, tz=UTC]"), ("finished_at", "timestamp[us, tz=UTC]"),
+]  # fmt: skip
+
 #: The one column of the sources below: CSV, so strings that must stay as they are.
 SKU = Column(source="sku", name="sku", encoding="typed")
 
