@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from jobs.deletion import clear_if_deleted
 from jobs.errors import DamagedFileError, PromptmillError
 from jobs.finalize import MissingPartsError, Progress, finalize
+from jobs.job_file import JobFile
 from jobs.ledger import Claim, Ledger
 from jobs.records import read_job
 from jobs.recover import manifest_status
 from jobs.results import PartCounts
-from jobs.spec import JobFile
 from jobs.store import Store
 from jobs.telemetry.counters import Reason, recoveries
 from jobs.telemetry.tracing import span

@@ -16,11 +16,12 @@ import pyarrow as pa
 from jobs import layout
 from jobs.errors import DamagedFileError, NotFoundError
 from jobs.inputs import lost_batch, read_input, unrun_batch
+from jobs.job_file import JobFile
 from jobs.parallel import grouped, in_parallel
 from jobs.parquet import ParquetBuffer
 from jobs.parts import Part, commit_part, find_part, working_files
 from jobs.results import PartCounts, read_part, read_row_count, result_schema
-from jobs.spec import JobFile, RowError, Status, now
+from jobs.spec import RowError, Status, now
 from jobs.store import Store
 
 MANIFEST_VERSION = 1

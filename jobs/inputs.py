@@ -14,10 +14,11 @@ import pyarrow as pa
 
 from jobs import layout
 from jobs.errors import DamagedFileError, NotFoundError
+from jobs.job_file import JobFile
 from jobs.parquet import read_parquet, to_parquet
 from jobs.prompts import InputBatch, read_batch
 from jobs.results import ResultRow, result_schema, write_part
-from jobs.spec import JobFile, RowError
+from jobs.spec import RowError
 from jobs.store import Store
 
 _log = logging.getLogger(__name__)

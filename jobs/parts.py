@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from jobs import layout
 from jobs.errors import DamagedFileError, NotFoundError
+from jobs.job_file import JobFile
 from jobs.results import PartCounts, part_counts, read_part
-from jobs.spec import JobFile
 from jobs.store import Store
 from jobs.telemetry.counters import Reason, recoveries
 

@@ -8,7 +8,8 @@ import orjson
 
 from jobs import layout
 from jobs.errors import DamagedFileError, NotFoundError, UnknownJobError
-from jobs.spec import JobFile, check_job_id, now
+from jobs.job_file import JobFile
+from jobs.spec import check_job_id, now
 from jobs.store import Store
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from jobs import layout
 from jobs.errors import DamagedFileError, JobVersionError, NotFoundError, UnknownJobError
 from jobs.finalize import manifest_counts
+from jobs.job_file import JobFile
 from jobs.ledger import Ledger
 from jobs.parts import find_part, list_parts
 from jobs.records import has_ended, job_ids, pinned, read_job, read_manifest
 from jobs.results import PartCounts, part_counts
-from jobs.spec import JobFile, Status
+from jobs.spec import Status
 from jobs.store import Store
 from jobs.telemetry.counters import Reason, recoveries
 

@@ -13,8 +13,8 @@ import orjson
 import pyarrow as pa
 
 from jobs.errors import DamagedFileError
+from jobs.job_file import Column
 from jobs.parquet import open_parquet, read_parquet, to_parquet
-from jobs.spec import Column
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.spec import Frozen, Retry, Status
+from jobs.job_file import Retry
+from jobs.spec import Frozen, Status
 
 
 class RowCounts(Frozen):

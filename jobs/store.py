@@ -7,31 +7,34 @@ wins, and what it wrote never changes.
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import secrets
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import obstore
 import orjson
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import BaseError
 from obstore.exceptions import NotFoundError as ObjectNotFoundError
 from obstore.store import MemoryStore, from_url
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from jobs.disk import create_file, is_no_link, local_backend, sync_file_system
+from jobs.calls import RETRY, Calls
+from jobs.disk import (
+    is_no_link,
+    local_backend,
+    remove_empty_folders,
+    remove_unfinished,
+    sync_file_system,
+    sync_files,
+    write_new,
+)
 from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError, first_line
 from jobs.layout import STORE_FILE
 from jobs.secret_files import refuse_secrets
-
-if TYPE_CHECKING:
-    from obstore.store import RetryConfig
 
 FORMAT_VERSION = 1
 
@@ -40,20 +43,6 @@ REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
 
 #: Instead of a password in a URI.
 _CREDENTIALS = "set the variables of its kind, such as AWS_SECRET_ACCESS_KEY or AZURE_STORAGE_SAS_KEY"
-
-#: Tries of one call before the store counts as unreachable; local disks do not blink, so they get one.
-_ATTEMPTS = 5
-
-#: Of obstore's own retries, which come below ours: by default ten in three minutes, for each of our tries.
-RETRY: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=60)}
-
-
-#: What obstore writes a file as before it has its name.
-_UNFINISHED = re.compile(r"#\d+$")
-
-
-class _TransientError(Exception):
-    """A call that may succeed when it is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +62,7 @@ class Store:
 
     def __init__(self, backend: Any, uri: str, root: Path | None) -> None:
         self._backend = backend
+        self._calls = Calls(backend, uri, local=root is not None)
         #: How people and tools name the root: an absolute path, or the URI.
         self.uri = uri
         self._root = root
@@ -125,7 +115,7 @@ class Store:
 
     def locate(self, path: str) -> str:
         """``path`` as a user writes it: an absolute file name or a URI."""
-        return f"{self.uri.rstrip('/')}/{path}"
+        return self._calls.locate(path)
 
     def put_if_absent(self, path: str, content: bytes, *, sync: bool = True) -> bool:
         """Write ``path`` unless it exists; True if this call wrote it.
@@ -139,18 +129,9 @@ class Store:
             # Folders are made as they are needed. Those of a store that is not mounted would be on another disk.
             self.require()
         if self._root is not None and not sync:
-            return self._write_new(self._root / path, content)
-        lost_answer = False
-        for attempt in self._retrying():
-            with attempt:
-                try:
-                    self._call(obstore.put, path, content, mode="create", use_multipart=False)
-                    won = True
-                except AlreadyExistsError:
-                    won = lost_answer and self.get(path) == content
-                except _TransientError:
-                    lost_answer = True
-                    raise
+            with self._on_disk():
+                return write_new(self._root / path, content)
+        won = self._calls.put_new(path, content)
         if self._root is not None:
             self._sync(self._root / path, (self._root / path).parent)
         return won
@@ -166,23 +147,10 @@ class Store:
 
     def get(self, path: str) -> bytes:
         """The whole content. Raises NotFoundError."""
-        for attempt in self._retrying():
-            with attempt:
-                try:
-                    return bytes(self._call(obstore.get, path).bytes())
-                except BaseError as error:
-                    raise self._classify(error, path) from error
-        raise AssertionError("unreachable: Retrying raises")
+        return self._calls.get(path)
 
     def exists(self, path: str) -> bool:
-        for attempt in self._retrying():
-            with attempt:
-                try:
-                    self._call(obstore.head, path)
-                    return True
-                except NotFoundError:
-                    return False
-        raise AssertionError("unreachable: Retrying raises")
+        return self._calls.exists(path)
 
     def list(self, prefix: str) -> Iterator[StoredFile]:
         """All files below the folder ``prefix``, in no particular order.
@@ -195,45 +163,35 @@ class Store:
                 for item in chunk:
                     if self._root is None or is_no_link(self._root, item["path"], folders):
                         yield StoredFile(item["path"], item["size"], item["last_modified"])
+        except (ObjectNotFoundError, FileNotFoundError):
+            return
         except (BaseError, OSError) as error:
-            failure = self._classify(error, prefix)
-            if not isinstance(failure, NotFoundError):
-                raise StoreUnavailableError(f"store {self.uri}: {first_line(error)}") from error
+            raise StoreUnavailableError(f"store {self.uri}: {first_line(error)}") from error
 
     def delete(self, paths: Iterable[str]) -> None:
         """Remove files; those that are gone already are no error."""
         for path in paths:
-            for attempt in self._retrying():
-                with attempt, contextlib.suppress(NotFoundError):
-                    self._call(obstore.delete, path)
+            self._calls.delete(path)
 
     def remove_empty_folders(self, prefix: str) -> None:
         """Remove the folder ``prefix`` and those in it as far as they are empty: only a local disk has any."""
-        if self._root is None:
-            return
-        folder = self._root / prefix
-        for path in [*sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True), folder]:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        if self._root is not None:
+            remove_empty_folders(self._root / prefix)
 
     def remove_unfinished(self, before: datetime) -> None:
         """Remove what writers left that were killed in the middle of a file, last touched ``before`` then.
 
         Only a local disk keeps such files (``name#1``); listings do not show them.
         """
-        for path in self._root.rglob("*") if self._root is not None else ():
-            with contextlib.suppress(OSError):
-                if _UNFINISHED.search(path.name) and path.stat().st_mtime < before.timestamp():
-                    path.unlink()
+        if self._root is not None:
+            remove_unfinished(self._root, before)
 
     def free_bytes(self) -> int | None:
         """Bytes that this user may still write on the disk of a local store; None of others, which do not say."""
         if self._root is None:
             return None
-        try:
+        with self._on_disk():
             return shutil.disk_usage(self._root).free
-        except OSError as error:
-            raise StoreUnavailableError(f"store {self.uri}: {error.strerror}") from error
 
     def require(self) -> None:
         """Raises StoreUnavailableError where the store itself is gone: a volume that is not mounted, say.
@@ -303,53 +261,15 @@ class Store:
         self.put_if_absent(STORE_FILE, orjson.dumps(record) + b"\n")
         return self.get(STORE_FILE)
 
-    def _call(self, function: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
         try:
-            return function(self._backend, path, *args, **kwargs)
-        except AlreadyExistsError:
-            raise
-        except (BaseError, OSError) as error:
-            raise self._classify(error, path) from error
-
-    def _classify(self, error: Exception, path: str) -> Exception:
-        if isinstance(error, ObjectNotFoundError | FileNotFoundError):
-            return NotFoundError(f"{self.locate(path)} does not exist")
-        return _TransientError(first_line(error))
-
-    def _retrying(self) -> Retrying:
-        return Retrying(
-            stop=stop_after_attempt(1 if self.is_local else _ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.2, max=5.0),
-            retry=retry_if_exception_type(_TransientError),
-            retry_error_callback=self._give_up,
-        )
-
-    def _give_up(self, state: Any) -> None:
-        error = state.outcome.exception()
-        raise StoreUnavailableError(f"store {self.uri}: {error}") from error
-
-    def _write_new(self, path: Path, content: bytes) -> bool:
-        """Write a file under its own name; False if it is there. A fifth of the time of a file that has to be whole."""
-        try:
-            try:
-                create_file(path, content)
-            except FileNotFoundError:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                create_file(path, content)
-            return True
-        except FileExistsError:
-            return False
+            yield
         except OSError as error:
             raise StoreUnavailableError(f"store {self.uri}: {error.strerror or error}") from error
 
     def _sync(self, *paths: Path) -> None:
-        """Force files and folders to the disk: the ledger must not know of a part that power loss can take."""
         try:
-            for path in paths:
-                handle = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
+            sync_files(*paths)
         except OSError as error:
             raise StoreUnavailableError(f"store {self.uri}: {error}") from error

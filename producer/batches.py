@@ -9,9 +9,9 @@ from typing import Any, cast
 import orjson
 import pyarrow as pa
 
+from jobs.job_file import Column
 from jobs.prompts import INPUT_FIELDS
 from jobs.results import arrow_type
-from jobs.spec import Column
 from producer.columns import OwnColumns, as_json
 from producer.digest import RowsDigest
 from producer.requests import CheckedRows

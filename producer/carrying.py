@@ -18,10 +18,11 @@ import pyarrow as pa
 from jobs import __version__, layout
 from jobs.errors import DamagedFileError, InputError, NotFoundError
 from jobs.inputs import Carried, write_carried
+from jobs.job_file import CarriedCounts, JobFile, Retry
 from jobs.parallel import in_parallel
 from jobs.prompts import Prompt, read_batch
 from jobs.results import PartCounts, part_counts, write_part
-from jobs.spec import CarriedCounts, JobFile, Retry, RowError, now
+from jobs.spec import RowError, now
 from jobs.stages import new_stage
 from jobs.store import Store
 from producer.results import read_published

@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from jobs.errors import Problem, SourceError, one_line
 from producer.duplicates import DuplicateFinder
-from producer.requests import CheckedRow, CheckedRows, error_row
+from producer.requests import CheckedRows, error_row
 from producer.row_places import RowPlaces
 from producer.rows import RowChecker, RowOptions
 from producer.sources import Source, SourceRow
@@ -153,7 +152,7 @@ def check(
 
 
 class Checking:
-    """A pass over a source; ``report`` is complete when ``rows`` has ended.
+    """A pass over a source; ``report`` is complete when ``blocks`` has ended.
 
     Raises InputError at once where the options do not fit the source's columns.
     """
@@ -202,10 +201,6 @@ class Checking:
             report.metered = self._meter.finish()
         if not report.total_problems:
             self._checker.finish()
-
-    def rows(self) -> Iterator[CheckedRow]:
-        """As ``blocks``, one by one."""
-        return chain.from_iterable(self.blocks())
 
     def _checked(self) -> Iterator[CheckedRows]:
         try:

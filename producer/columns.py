@@ -18,9 +18,9 @@ import orjson
 import pyarrow as pa
 
 from jobs.errors import InputError
+from jobs.job_file import Column, Encoding
 from jobs.prompts import SOURCE_PREFIX
 from jobs.results import JSON_TEXT, RESULT_NAMES, encode_arrow_type, result_name
-from jobs.spec import Column, Encoding
 from producer.near import did_you_mean
 
 #: More columns than this are keys that hold data, and would make every file of the results huge.

@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.ledger import Shown
 from producer.fleet import Fleet
+from producer.numbers import counted
 from producer.tokens import Tokens
 
 #: Of the times that prompts alone and outputs alone would suggest: a larger ratio is worth a word, of minutes.
@@ -80,7 +81,7 @@ def _basis(fleet: Fleet, shown: list[Shown]) -> str:
     if not fleet.workers:
         return f"no worker of {fleet.model!r} lives: by one like the last, {ago} ago"
     count, fresh = len(fleet.workers), sum(worker.shown.rows_per_s <= 0 for worker in fleet.workers)
-    live = "1 live worker" if count == 1 else f"{count:,} live workers"
+    live = counted(count, "live worker")
     if len(shown) < count:
         return f"{live} of {fleet.model!r}, of which {len(shown):,} have shown their speed"
     if fresh:

@@ -13,12 +13,12 @@ from pyarrow.fs import FileSystem
 
 from jobs import layout
 from jobs.errors import DamagedFileError, InputError, JobNotCompletedError, NotFoundError
+from jobs.job_file import JobFile
 from jobs.parallel import in_parallel
 from jobs.parquet import open_parquet
 from jobs.parts import list_parts
 from jobs.records import has_ended, read_job, read_manifest
 from jobs.results import read_part, result_schema
-from jobs.spec import JobFile
 from jobs.store import Store
 from producer.columns import unknown_column
 

@@ -12,10 +12,11 @@ import orjson
 
 from jobs.errors import InputError, JobConflictError, UnknownJobError
 from jobs.finalize import manifest_counts
+from jobs.job_file import JobFile
 from jobs.records import has_ended, is_deleted, read_job
 from jobs.recover import manifest_status, recover_if_needed, recover_job
 from jobs.results import STATUS_COUNTS, PartCounts
-from jobs.spec import MAX_JOB_ID, JobFile, Status
+from jobs.spec import MAX_JOB_ID, Status
 from jobs.store import Store
 from producer.carrying import RetryStage, RowStatus
 from producer.connection import Connection

@@ -109,7 +109,7 @@ class EmbeddedServer:
         )
 
     def _start(self) -> str:
-        port, password = _free_port(), secrets.token_urlsafe(24)
+        port, password = free_port(), secrets.token_urlsafe(24)
         config = self._folder / "server.conf"
         _write_private(config, self._config(port, password))
         log = self._folder / "server.log"
@@ -203,7 +203,8 @@ def _wait_gone(pid: int, timeout_s: float = 10.0) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody has: for a server that is told which."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 
 from jobs import layout
 from jobs.errors import DamagedFileError, InputError, JobVersionError, RedisUnavailableError, UnknownJobError
+from jobs.job_file import JobFile
 from jobs.ledger import JobState, WorkerInfo
 from jobs.records import job_ids, read_job, read_manifest
 from jobs.recover import recover_job
-from jobs.spec import JobFile, Status
+from jobs.spec import Status
 from jobs.status import BatchCounts, JobStatus, Rate, RowCounts, Running, ServingWorker, TokenCounts
 from producer.connection import Connection
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from jobs import __version__, layout
 from jobs.errors import JobConflictError, UnknownJobError
+from jobs.job_file import JobFile, default_job_id
 from jobs.records import has_ended, is_deleted, read_job
 from jobs.recover import recover_if_needed, recover_job
-from jobs.spec import JobFile, JobSpec, check_job_id, default_job_id, now
+from jobs.spec import JobSpec, check_job_id, now
 from jobs.stages import new_stage
 from jobs.store import Store
 from jobs.telemetry.tracing import moment, span

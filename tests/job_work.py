@@ -13,14 +13,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import layout
+from jobs.job_file import Column, JobFile
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.parts import Part, commit_part
 from jobs.prompts import INPUT_FIELDS, SOURCE_PREFIX, write_batch
 from jobs.results import ResultRow, write_part
-from jobs.spec import Column, JobFile, JobSpec, SamplingParams
+from jobs.spec import JobSpec, SamplingParams
 from jobs.store import Store
 
 WHEN = datetime(2026, 3, 1, 12, 30, 0, 123456, tzinfo=UTC)
+
+#: The columns of results that docs/results.md promises, in order.
+RESULT_COLUMNS = [
+    ("row_index", "int64"), ("sample_index", "int32"), ("custom_id", "string"), ("status", "string"),
+    ("error_code", "string"), ("error_message", "string"), ("text", "string"), ("finish_reason", "string"),
+    ("prompt_tokens", "int32"), ("completion_tokens", "int32"), ("mean_logprob", "float"), ("seed", "int64"),
+    ("model", "string"), ("model_revision", "string"), ("attempt", "int32"), ("worker", "string"),
+    ("started_at", "timestamp[us, tz=UTC]"), ("finished_at", "timestamp[us, tz=UTC]"),
+]  # fmt: skip
 
 #: The one column of the sources below: CSV, so strings that must stay as they are.
 SKU = Column(source="sku", name="sku", encoding="typed")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from jobs.ledger.keys import prefix
-from tests.mill import Mill, Outcome
+from tests.mill import Mill
+from tests.outcome import Outcome
 
 #: A row that nothing is wrong with, as JSON Lines.
 GOOD = b'{"prompt": "a good row"}\n'

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from jobs.errors import ForeignStoreError, LayoutError, StoreUnavailableError
-from jobs.ledger import Ledger, WorkerInfo
+from jobs.errors import ForeignStoreError, LayoutError, LeaseLostError, StoreUnavailableError, UnavailableError
+from jobs.ledger import LeaseState, Ledger, WorkerInfo
 from jobs.permits import Permits
 from jobs.settings import Settings
 from jobs.store import Store
 from worker.engine.request import Engine
-from worker.leases import Leases
+from worker.leases import HeldLease, Leases
 from worker.models import PromptTokenizer
 from worker.notify import Notifier
 from worker.pace import Pace
@@ -135,6 +135,11 @@ class WorkerContext:
             )  # fmt: skip
         return False
 
+    def require_lease(self, lease: HeldLease) -> None:
+        """Raises LeaseLostError where the work on it is to be dropped: it was lost, or the grace period is over."""
+        if lease.state is LeaseState.LOST or self.abandoned.is_set():
+            raise LeaseLostError
+
     def back_off(self) -> None:
         """Wait before the next claim, the longer the more of them came to nothing, with full jitter.
 
@@ -157,6 +162,14 @@ class WorkerContext:
     def permit_waits(self) -> bool:
         """Whether a permit for this model is in the queue, for the next slot that is free, here or elsewhere."""
         return self.ledger.queue_length(self.permits.queue_key(self.model)) > 0
+
+    def send_permit(self, count: int = 1) -> None:
+        """See to it that other slots go on, here or elsewhere. Where that fails, upkeep does it."""
+        try:
+            if not self.permit_waits:
+                self.permits.send(self.model, count)
+        except UnavailableError as error:
+            _log.warning("a permit could not be sent: %s", error)
 
     @property
     def waiting(self) -> int:

@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from jobs.errors import DamagedFileError, LeaseLostError
 from jobs.inputs import lost_batch, read_input
+from jobs.job_file import JobFile
 from jobs.ledger import Claim, LeaseState
 from jobs.prompts import InputBatch, Prompt
 from jobs.results import ResultRow, write_part
-from jobs.spec import JobFile, RowError, default_seed
+from jobs.spec import RowError, default_seed
 from worker.context import WorkerContext
 from worker.engine.request import Completion, Request
 from worker.leases import HeldLease
@@ -120,8 +121,7 @@ def _run_row(worker: WorkerContext, job: JobFile, claim: Claim, prompt: Prompt, 
 def _wait_until_alone(worker: WorkerContext, lease: HeldLease) -> None:
     """Returns when no row is in the engine. Raises LeaseLostError."""
     while worker.engine.rows_in_hand:
-        if worker.abandoned.is_set() or lease.state is LeaseState.LOST:
-            raise LeaseLostError
+        worker.require_lease(lease)
         time.sleep(_ALONE_POLL_S)
 
 
@@ -210,10 +210,12 @@ def _failed(row: ResultRow, code: str | None, message: str | None) -> ResultRow:
 
 def _wait(worker: WorkerContext, future: Future[Completion], lease: HeldLease) -> Completion:
     while not future.done():
-        if worker.abandoned.is_set() or lease.state is LeaseState.LOST:
+        try:
+            worker.require_lease(lease)
+        except LeaseLostError:
             for request in lease.requests:
                 request.cancelled = True
-            raise LeaseLostError
+            raise
         with suppress(TimeoutError):
             return future.result(timeout=0.5)
     return future.result()

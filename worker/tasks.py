@@ -11,7 +11,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker import strategy
 
 from jobs.permits import PERMIT_TASK
-from worker.batch import run_permit
+from worker.claims import run_permit
 from worker.context import WorkerContext
 
 _log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from typing import Any, Self, TypeVar
 import redis
 
 from jobs.errors import LayoutError, UnknownJobError
+from jobs.job_file import JOB_VERSIONS
 from jobs.ledger import connection, keys
 from jobs.ledger.replies import text
-from jobs.spec import JOB_VERSIONS
 
 _T = TypeVar("_T")
 

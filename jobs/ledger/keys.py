@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.spec import JOB_VERSIONS
+from jobs.job_file import JOB_VERSIONS
 
 #: Raised whenever keys, or what the scripts write into them, change so that programs of another version would misread
 #: them. Each layout has keys of its own, and the store brings its jobs into them: see Ledger.connect.

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from jobs.spec import JOB_VERSION, JOB_VERSIONS, Retry, Status
+from jobs.job_file import JOB_VERSION, JOB_VERSIONS, Retry
+from jobs.spec import Status
 
 #: The two kinds of work that a claim hands out.
 BATCH = "batch"

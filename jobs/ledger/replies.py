@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
+from jobs.job_file import JOB_VERSION, Retry
 from jobs.ledger.model import Claim, JobState, Shown, WorkerInfo
-from jobs.spec import JOB_VERSION, Retry, Status
+from jobs.spec import Status
 
 #: Seconds without a finished batch after which a job's rate is 0.
 RATE_IDLE_S = 120.0

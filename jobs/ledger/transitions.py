@@ -8,10 +8,11 @@ from typing import Any
 import orjson
 
 from jobs.errors import InputError
+from jobs.job_file import JobFile, Retry
 from jobs.ledger.base import CHUNK, LedgerBase, chunks, unknown_job
 from jobs.ledger.replies import text
 from jobs.results import PartCounts
-from jobs.spec import JobFile, Retry, Status
+from jobs.spec import Status
 
 
 class Transitions(LedgerBase):

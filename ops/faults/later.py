@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 
 import jobs
-from jobs import spec
+from jobs import job_file
+from jobs.job_file import JobFile
 from jobs.ledger import connection, keys
-from jobs.spec import JobFile
 
 VERSION = "9.0.0"
 #: In job files of version 3.
@@ -42,8 +42,8 @@ def _set(name: str, old: object, new: object) -> None:
 
 
 def _write_later_jobs() -> None:
-    _set("JOB_VERSION", spec.JOB_VERSION, 3)
-    _set("JOB_VERSIONS", spec.JOB_VERSIONS, (2, 3))
+    _set("JOB_VERSION", job_file.JOB_VERSION, 3)
+    _set("JOB_VERSIONS", job_file.JOB_VERSIONS, (2, 3))
     JobFile.model_fields["version"].default = 3
     JobFile.model_rebuild(force=True)
     to_bytes, from_bytes = JobFile.to_bytes, JobFile.from_bytes

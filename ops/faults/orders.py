@@ -15,7 +15,8 @@ from typing import Literal
 from jobs import layout
 from ops.faults.checker import Expected
 from ops.faults.curse import CURSE
-from tests.mill import Mill, Outcome
+from tests.mill import Mill
+from tests.outcome import Outcome
 
 MODEL, TOKENS, PROMPTS = "tiny", 16, 150
 #: Jobs that are there at once.

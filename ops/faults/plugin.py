@@ -167,7 +167,7 @@ def _wrap_claims(faults: _Faults) -> None:
 def _wrap_rows(faults: _Faults) -> None:
     if "worker.app" not in sys.modules:  # a producer
         return
-    from worker import batch, generate
+    from worker import claims, generate
 
     submit = generate._submit
 
@@ -187,7 +187,7 @@ def _wrap_rows(faults: _Faults) -> None:
 
     generate._submit = submit_logged
     if name := os.environ.get("FAULTS_RAISE"):
-        batch.run_batch = _raising_once(batch.run_batch, getattr(builtins, name))
+        claims.run_batch = _raising_once(claims.run_batch, getattr(builtins, name))
     if "FAULTS_CURSE" in os.environ:
         from ops.faults import curse
 

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 
 from ops.faults.checker import Expected, check_store
-from tests.mill import Mill, Server
+from tests.mill import Mill
+from tests.redis_server import Server
 
 MODEL, ROWS, TOKENS = "tiny", 200, 8
 _SAMPLE_S = 2.0

@@ -1,4 +1,4 @@
-"""What can happen to a campaign. Each fault answers whether it did: there may be nothing to strike."""
+"""What can happen to a site. Each fault answers whether it did: there may be nothing to strike."""
 
 from __future__ import annotations
 
@@ -6,68 +6,65 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from jobs.permits import queue_key
-
-if TYPE_CHECKING:
-    from ops.faults.campaign import Campaign
+from ops.faults.site import Site
 
 
-def _kill(campaign: Campaign) -> bool:
-    if (worker := campaign.victim()) is None:
+def _kill(site: Site) -> bool:
+    if (worker := site.victim()) is None:
         return False
-    campaign.orphans[worker.pid] = time.monotonic()
-    campaign.struck.add(worker.pid)
+    site.orphans[worker.pid] = time.monotonic()
+    site.struck.add(worker.pid)
     worker.send(signal.SIGKILL)
     return True
 
 
-def _terminate(campaign: Campaign) -> bool:
-    if (worker := campaign.victim()) is None:
+def _terminate(site: Site) -> bool:
+    if (worker := site.victim()) is None:
         return False
     worker.send(signal.SIGTERM)
     return True
 
 
-def _stop_past_lease(campaign: Campaign) -> bool:
-    if (worker := campaign.victim()) is None:
+def _stop_past_lease(site: Site) -> bool:
+    if (worker := site.victim()) is None:
         return False
     worker.send(signal.SIGSTOP)
-    campaign.later.append((time.monotonic() + 2 * campaign.lease_s, lambda: worker.send(signal.SIGCONT)))
+    site.later.append((time.monotonic() + 2 * site.lease_s, lambda: worker.send(signal.SIGCONT)))
     return True
 
 
-def _restart_redis(campaign: Campaign) -> bool:
-    campaign.server.kill()
-    time.sleep(campaign.rng.uniform(0.0, 2.0))
-    campaign.server.start()
+def _restart_redis(site: Site) -> bool:
+    site.server.kill()
+    time.sleep(site.rng.uniform(0.0, 2.0))
+    site.server.start()
     return True
 
 
-def _flush(campaign: Campaign) -> bool:
-    campaign.server.client.flushall()
+def _flush(site: Site) -> bool:
+    site.server.client.flushall()
     return True
 
 
-def _drop_messages(campaign: Campaign) -> bool:
-    names = campaign.server.client.keys(f"promptmill:{campaign.store.id}:celery:*")
-    return bool(names) and bool(campaign.server.client.delete(*names))
+def _drop_messages(site: Site) -> bool:
+    names = site.server.client.keys(f"promptmill:{site.store.id}:celery:*")
+    return bool(names) and bool(site.server.client.delete(*names))
 
 
-def _too_many_permits(campaign: Campaign) -> bool:
-    campaign.permits.send(campaign.alias, 50)
+def _too_many_permits(site: Site) -> bool:
+    site.permits.send(site.alias, 50)
     return True
 
 
-def _garbage(campaign: Campaign) -> bool:
-    content = campaign.rng.choice(["not json", "{}", '{"body": 1}', os.urandom(20)])
-    return bool(campaign.server.client.rpush(queue_key(campaign.store.id, campaign.alias), content))
+def _garbage(site: Site) -> bool:
+    content = site.rng.choice(["not json", "{}", '{"body": 1}', os.urandom(20)])
+    return bool(site.server.client.rpush(queue_key(site.store.id, site.alias), content))
 
 
-def _spoil_connections(campaign: Campaign) -> bool:
-    proxy = campaign.proxy
-    mode = campaign.rng.choice(["reset", "silent", "slow", "cut", "refuse"])
+def _spoil_connections(site: Site) -> bool:
+    proxy = site.proxy
+    mode = site.rng.choice(["reset", "silent", "slow", "cut", "refuse"])
     if mode == "reset":
         proxy.reset()
         return True
@@ -78,51 +75,51 @@ def _spoil_connections(campaign: Campaign) -> bool:
         proxy.use("pass")
         proxy.reset()
 
-    campaign.later.append((time.monotonic() + campaign.rng.uniform(0.5, 3.0), mend))
+    site.later.append((time.monotonic() + site.rng.uniform(0.5, 3.0), mend))
     return True
 
 
-def _pause(campaign: Campaign) -> bool:
-    if (job := campaign.live_job()) is None or campaign.mill.call("pause", job).code:
+def _pause(site: Site) -> bool:
+    if (job := site.live_job()) is None or site.mill.call("pause", job).code:
         return False
-    campaign.later.append((time.monotonic() + 2.0, lambda: _resume(campaign, job)))
+    site.later.append((time.monotonic() + 2.0, lambda: _resume(site, job)))
     return True
 
 
-def _resume(campaign: Campaign, job: str) -> None:
-    campaign.mill.call("resume", job)
+def _resume(site: Site, job: str) -> None:
+    site.mill.call("resume", job)
 
 
-def _cancel(campaign: Campaign) -> bool:
-    job = campaign.live_job("cancelled")
-    return job is not None and campaign.mill.call("cancel", job).code == 0
+def _cancel(site: Site) -> bool:
+    job = site.live_job("cancelled")
+    return job is not None and site.mill.call("cancel", job).code == 0
 
 
-def _retry(campaign: Campaign) -> bool:
-    return campaign.orders.retry_one()
+def _retry(site: Site) -> bool:
+    return site.orders.retry_one()
 
 
-def _delete(campaign: Campaign) -> bool:
-    return campaign.orders.delete_one()
+def _delete(site: Site) -> bool:
+    return site.orders.delete_one()
 
 
-def _damage_a_part(campaign: Campaign) -> bool:
-    parts = list(campaign.mill.store_path.glob("data/*/parts/part-*.parquet"))
+def _damage_a_part(site: Site) -> bool:
+    parts = list(site.mill.store_path.glob("data/*/parts/part-*.parquet"))
     if not parts:
         return False
-    path = campaign.rng.choice(parts)
+    path = site.rng.choice(parts)
     content = bytearray(path.read_bytes())
-    campaign.damaged.add(path.name)
-    if campaign.rng.random() < 0.5:
-        content[campaign.rng.randrange(len(content))] ^= 1 << campaign.rng.randrange(8)
+    site.damaged.add(path.name)
+    if site.rng.random() < 0.5:
+        content[site.rng.randrange(len(content))] ^= 1 << site.rng.randrange(8)
     else:
-        del content[campaign.rng.randrange(len(content)) :]
+        del content[site.rng.randrange(len(content)) :]
     path.write_bytes(content)
     return True
 
 
 #: What can happen, how often beside the others, and how; None: it happens where jobs and workers are made.
-FAULTS: dict[str, tuple[int, Callable[[Campaign], bool] | None]] = {
+FAULTS: dict[str, tuple[int, Callable[[Site], bool] | None]] = {
     "kill": (8, _kill),
     "terminate": (1, _terminate),
     "stop past lease": (1, _stop_past_lease),

@@ -10,6 +10,7 @@ import orjson
 from producer.check import CheckReport
 from producer.estimate import Estimate, duration
 from producer.forecast import Forecast
+from producer.numbers import counted
 from producer.tokens import Over, Tokens
 
 _WIDTH, _LABEL, _BAR = 80, 12, 36
@@ -50,7 +51,7 @@ def _summary(report: CheckReport, forecast: Forecast, seconds: float) -> Iterato
 
 
 def _outputs(tokens: Tokens, result_rows: int, estimate: Estimate | None) -> str:
-    text = f"at most {tokens.outputs:,} tokens, in {counted(result_rows, 'text', 'texts')}"
+    text = f"at most {tokens.outputs:,} tokens, in {counted(result_rows, 'text')}"
     if estimate is not None and estimate.max_tokens_used is not None:
         share = f"{estimate.max_tokens_used:.0%}"
         text += f"; about {estimate.output_tokens:,}, if they use {share} of their max_tokens as others did"
@@ -101,12 +102,8 @@ def over_sentences(tokens: Tokens, context: int) -> Iterator[tuple[str, Over]]:
     ):
         if over.rows:
             probably = "" if over.counted == over.rows else "probably "
-            rows = counted(over.rows, "row", "rows")
+            rows = counted(over.rows, "row")
             yield f"warning: {probably}{rows} {fate.format(f'{context:,}')}", over
-
-
-def counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
 
 
 def _rate(value: float) -> str:

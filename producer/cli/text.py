@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.errors import Problem
-from jobs.spec import Retry
+from jobs.job_file import Retry
 from jobs.status import JobStatus
-from producer.cli.check_text import counted
 from producer.display import clock
+from producer.numbers import counted
 
 
 def say(text: str) -> None:
@@ -93,7 +93,7 @@ def retry_text(retry: Retry) -> str:
     """The parent, and what became of its rows."""
     statuses = ", ".join("failed" if status == "error" else status for status in retry.statuses)
     line = "" if retry.root == retry.parent else f", the first of the line is {retry.root}"
-    again = counted(retry.retried, "row", "rows")
+    again = counted(retry.retried, "row")
     return f"{retry.parent}{line}: generates {again} again ({statuses}), {retry.carried.rows:,} carried over"
 
 

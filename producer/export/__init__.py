@@ -12,8 +12,8 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from jobs.errors import InputError
+from jobs.job_file import JobFile
 from jobs.records import has_ended, read_job
-from jobs.spec import JobFile
 from jobs.store import Store
 from producer.export.files import PACKINGS, beside, open_target
 from producer.results import head, head_requests, read_results, selected_schema

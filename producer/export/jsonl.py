@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import orjson
 import pyarrow as pa
 
-from jobs.spec import JobFile
+from jobs.job_file import JobFile
 from producer.export.plain import plain
 
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import layout
+from jobs.job_file import JobFile
 from jobs.parquet import open_parquet
-from jobs.spec import JobFile
 from jobs.store import Store
 from producer.results import fetch
 

@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.errors import DamagedFileError, NotFoundError
+from jobs.job_file import JobFile
 from jobs.parts import list_parts
 from jobs.records import has_ended, read_job, read_manifest
 from jobs.results import read_part
-from jobs.spec import JobFile, Status, now
+from jobs.spec import Status, now
 from jobs.store import Store
 from producer.connection import Connection
 from producer.report.figures import COLUMNS, FigureCounter

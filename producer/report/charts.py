@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from producer.numbers import compact
 from producer.report.markup import Html, element, join
-from producer.report.text import compact
 
 #: Pixels: the height of the bars, of the marks above them, and of the ticks below.
 _HEIGHT, _ABOVE, _BELOW = 132, 18, 24

@@ -3,10 +3,10 @@ nothing where it has nothing to say."""
 
 from __future__ import annotations
 
+from producer.numbers import count, counted, moment, rate, share, size
 from producer.report.blocks import NOTHING, clipped, fact_list, section, table, value_text
 from producer.report.markup import Content, Html, element, join, theirs
 from producer.report.model import Failures, Report
-from producer.report.text import count, counted, moment, rate, share, size
 
 #: Workers, or files, that have a line of their own.
 _SHOWN = 30

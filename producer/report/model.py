@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from jobs.spec import JobFile
+from jobs.job_file import JobFile
 from jobs.status import JobStatus
 
 

@@ -10,11 +10,11 @@ from importlib.resources import files
 
 from jobs import __version__
 from jobs.spec import Status
+from producer.numbers import count, moment
 from producer.report.details import engine, failures, reading, settings, workers
 from producer.report.markup import Content, Html, element, join, theirs
 from producer.report.model import Report
 from producer.report.sections import endings, lengths, throughput, tiles
-from producer.report.text import count, moment
 
 #: By this a file is known for a page of ours, which may be replaced.
 GENERATOR = "promptmill report"

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from producer.numbers import count, duration, moment, rate, share
 from producer.report.blocks import NOTHING, section, table
 from producer.report.charts import Band, Bar, Mark, bar_chart, length_ticks, time_ticks
 from producer.report.markup import Content, Html, element, join
 from producer.report.model import Lengths, Report, Timeline
-from producer.report.text import count, duration, moment, rate, share
 
 #: Standstills that are told in words.
 _SHOWN_STANDSTILLS = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -13,9 +14,10 @@ from producer.sources.delimited import DelimitedReader
 from producer.sources.formats import ARROW_KINDS, Compression, Format, Kind, format_of
 from producer.sources.json_array import read_json
 from producer.sources.jsonl import read_jsonl
+from producer.sources.local import local_places
 from producer.sources.openai import is_request, read_requests
 from producer.sources.opening import opened
-from producer.sources.places import Place, find_places
+from producer.sources.places import Place
 from producer.sources.text import read_text
 
 Reader = Callable[[BinaryIO, str], Iterator[Found]]
@@ -29,7 +31,7 @@ def open_source(source: str, *, format: str | None = None, stdin: BinaryIO | Non
     without one is jsonl. Raises InputError where there is no such file or it cannot be read, SourceError where it
     holds no rows or is of another format, UnavailableError where an object store cannot be reached.
     """
-    places = find_places(source, stdin)
+    places = _find_places(source, stdin)
     given = format or ("jsonl" if source == "-" else None)
     formats = [format_of(place.name, given) for place in places]
     kind = _only_kind(source, formats)
@@ -45,6 +47,28 @@ def open_source(source: str, *, format: str | None = None, stdin: BinaryIO | Non
     if kind in ("jsonl", "json") and first is not None and is_request(first.values):
         return _as_requests(opened_source, first.values["body"])
     return opened_source
+
+
+def _find_places(source: str, stdin: BinaryIO | None) -> list[Place]:
+    """The files that ``source`` means, in the order in which they are read.
+
+    Raises InputError where there are none or one cannot be read, UnavailableError where an object store cannot be
+    reached.
+    """
+    if source == "-":
+        if stdin is None and sys.stdin is None:
+            raise InputError("stdin is closed: pipe rows into it, or name a file")
+        stream = stdin or sys.stdin.buffer
+        return [Place("stdin", lambda: stream, rereadable=False)]
+    if "://" in source and not source.startswith("file://"):
+        # Imported late: few sources are remote.
+        from producer.sources.remote import remote_places
+
+        return remote_places(source)
+    path = source.removeprefix("file://")
+    if not path:
+        raise InputError(f"{source}: names no file")
+    return local_places(path)
 
 
 def _only_kind(source: str, formats: list[Format]) -> Kind:

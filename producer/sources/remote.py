@@ -14,9 +14,10 @@ import obstore
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import from_url
 
+from jobs.calls import RETRY
 from jobs.errors import InputError, StoreUnavailableError, first_line
 from jobs.secret_files import refuse_secrets
-from jobs.store import REMOTE_SCHEMES, RETRY
+from jobs.store import REMOTE_SCHEMES
 from producer.sources.places import READ_BLOCK, Place, is_data
 
 

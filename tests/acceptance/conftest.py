@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill, Server
+from tests.mill import Mill
 from tests.models import tiny_model
+from tests.redis_server import Server
 from tests.redis_users import refused
 
 

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill, Outcome, Server, wait_until
+from tests.mill import Mill
+from tests.outcome import Outcome
+from tests.patience import wait_until
+from tests.redis_server import Server
 from tests.refusals import GOOD, assert_refused, submit
 
 

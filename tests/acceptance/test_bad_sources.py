@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill, Outcome
+from tests.mill import Mill
+from tests.outcome import Outcome
 from tests.refusals import GOOD, assert_refused, submit
 
 

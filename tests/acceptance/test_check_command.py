@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,12 @@ from typing import Any
 
 import duckdb
 import pytest
+from acceptance_work import submit
 
 from jobs import layout
 from tests.mill import Mill, rows_in_order
 
 TOO_LONG = "the lamp is warm and quiet " * 60
-
-
-def submit(mill: Mill, name: str, count: int = 20, *flags: str, model: str = "tiny") -> str:
-    arguments = ("submit", mill.prompts(name, count), "--model", model, "--max-tokens", "4", "--batch-size", "5")
-    return mill.call(*arguments, *flags).ok().out.strip()
 
 
 def query(mill: Mill, sql: str, **jobs: str) -> list[tuple[Any, ...]]:

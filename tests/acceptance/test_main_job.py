@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from tests.mill import Mill, Outcome, rows_in_order
+from tests.mill import Mill, rows_in_order
+from tests.outcome import Outcome
 
 ROWS = 40
 COLUMNS = ["row_index", "sample_index", "custom_id", "status", "error_code", "error_message", "text",

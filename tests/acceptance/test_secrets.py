@@ -11,7 +11,9 @@ import pytest
 import redis
 from moto.server import ThreadedMotoServer
 
-from tests.mill import Mill, Outcome, Server
+from tests.mill import Mill
+from tests.outcome import Outcome
+from tests.redis_server import Server
 from tests.redis_users import SECRETS
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDs3cret", "AWS_SECRET_ACCESS_KEY": "s3cretaccess", "AWS_SESSION_TOKEN": "s3crettoken"}
@@ -89,7 +91,7 @@ def test_what_goes_wrong_is_told_without_the_secret(
         scheme = "rediss"
     else:
         monkeypatch.setenv("AWS_ENDPOINT", "http://user:s3cretaccess@127.0.0.1:1")
-        monkeypatch.setattr("jobs.store._ATTEMPTS", 1)
+        monkeypatch.setattr("jobs.calls._ATTEMPTS", 1)
 
     def settings(user: str) -> dict[str, str]:
         mine = {**as_login(server, user), "PROMPTMILL_REDIS_URL": url.format(scheme, user, port)}

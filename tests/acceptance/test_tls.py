@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill, Server
+from tests.mill import Mill
+from tests.redis_server import Server
 from tests.redis_users import SECRETS, login
 from tests.refusals import GOOD, assert_refused, submit
 from tests.tls import Authority, tls_door

@@ -18,7 +18,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from jobs import __version__
-from tests.mill import PATIENCE_S, Outcome, Server
+from tests.outcome import Outcome
+from tests.patience import PATIENCE_S
+from tests.redis_server import Server
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("jobs", "producer", "worker")

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill, Process, Server, wait_until
+from tests.mill import Mill
 from tests.models import tiny_model
+from tests.patience import wait_until
+from tests.processes import Process
+from tests.redis_server import Server
 from tests.redis_users import refused as not_let
 
 

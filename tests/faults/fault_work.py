@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ops.faults.checker import Expected, check_job
-from tests.mill import Mill, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
 
 #: Enough for seconds of work.
 TOKENS = 32

@@ -15,7 +15,8 @@ from moto.server import ThreadedMotoServer
 from jobs.store import Store
 from ops.faults.checker import Expected, check_job
 from tests.faults.fault_work import assert_whole, submit
-from tests.mill import Mill, Server
+from tests.mill import Mill
+from tests.redis_server import Server
 
 pytestmark = pytest.mark.faults
 

@@ -14,7 +14,10 @@ import pytest
 from fault_work import submit
 
 from jobs.ledger import keys
-from tests.mill import LEASE_S, Mill, Process, Server, Worker, rows_in_order, wait_until
+from tests.mill import LEASE_S, Mill, rows_in_order
+from tests.patience import wait_until
+from tests.processes import Process, Worker
+from tests.redis_server import Server
 
 pytestmark = pytest.mark.faults
 

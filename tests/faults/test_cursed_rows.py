@@ -10,7 +10,9 @@ import pytest
 
 from ops.faults import plugin
 from ops.faults.curse import CURSE
-from tests.mill import PATIENCE_S, Mill, Process, rows_in_order, wait_until
+from tests.mill import Mill, rows_in_order
+from tests.patience import PATIENCE_S, wait_until
+from tests.processes import Process
 from worker.generate import MAX_CRASHES, ROW_BY_ROW_AFTER
 from worker.heartbeat import EXIT_ENGINE
 

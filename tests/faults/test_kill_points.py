@@ -11,7 +11,8 @@ import pytest
 from ops.faults import plugin
 from ops.faults.checker import Expected, Published, Work, check_job
 from ops.faults.reference import texts_alone
-from tests.mill import Mill, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
 
 pytestmark = pytest.mark.faults
 

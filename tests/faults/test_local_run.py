@@ -11,8 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.mill import Mill, Process, wait_until
+from tests.mill import Mill
 from tests.models import tiny_model
+from tests.patience import wait_until
+from tests.processes import Process
 
 pytestmark = pytest.mark.faults
 

@@ -20,7 +20,10 @@ from jobs.spec import Status
 from ops.faults import plugin
 from ops.faults.checker import Expected, Work, check_job
 from tests.machines import Machines
-from tests.mill import Command, Mill, Server, Worker, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
+from tests.processes import Command, Worker
+from tests.redis_server import Server
 
 pytestmark = [
     pytest.mark.faults,

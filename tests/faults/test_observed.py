@@ -16,7 +16,10 @@ import pytest
 import yaml
 from fault_work import submit
 
-from tests.mill import Command, Mill, Process, Server, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
+from tests.processes import Command, Process
+from tests.redis_server import Server
 
 pytestmark = pytest.mark.faults
 

@@ -14,7 +14,8 @@ from fault_work import assert_whole
 
 from jobs import layout
 from ops.faults import plugin
-from tests.mill import Mill, Worker
+from tests.mill import Mill
+from tests.processes import Worker
 
 pytestmark = pytest.mark.faults
 

@@ -12,7 +12,9 @@ from fault_work import assert_whole, submit
 
 from ops.faults import plugin
 from ops.faults.checker import Expected, check_job
-from tests.mill import Mill, Worker, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
+from tests.processes import Worker
 
 pytestmark = pytest.mark.faults
 

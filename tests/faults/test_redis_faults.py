@@ -10,7 +10,9 @@ import pytest
 import redis
 from fault_work import assert_whole, submit
 
-from tests.mill import Mill, Server, Worker
+from tests.mill import Mill
+from tests.processes import Worker
+from tests.redis_server import Server
 
 pytestmark = pytest.mark.faults
 

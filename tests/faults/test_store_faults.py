@@ -15,7 +15,9 @@ from moto.server import ThreadedMotoServer
 from jobs import layout
 from ops.faults.checker import Expected, check_job
 from ops.faults.proxy import Mode, Proxy
-from tests.mill import Mill, Server, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
+from tests.redis_server import Server
 
 pytestmark = pytest.mark.faults
 

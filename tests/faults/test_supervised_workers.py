@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.fault_work import assert_whole, submit
-from tests.mill import Command, Mill, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
+from tests.processes import Command
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.fault_work import assert_whole, submit
-from tests.mill import Mill, Server, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
+from tests.redis_server import Server
 
 pytestmark = pytest.mark.faults
 

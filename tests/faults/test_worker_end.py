@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from jobs.permits import queue_key
-from tests.mill import Mill, Process, wait_until
+from tests.mill import Mill
+from tests.patience import wait_until
+from tests.processes import Process
 from worker.heartbeat import EXIT_ENGINE
 
 pytestmark = pytest.mark.faults

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from gpu_work import Load, same
 
 from jobs.spec import SamplingParams
-from tests.models import tiny_model
 from worker.engine.padded import PaddedEngine
 from worker.engine.request import Completion, EngineLimits, Request
-from worker.models import LoadedModel, load_model
+from worker.models import LoadedModel
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-
-Load = Callable[..., LoadedModel]
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Load:
-    def load(kind: str, dtype: str = "float32", **config: object) -> LoadedModel:
-        folder = tiny_model(kind, tmp_path / kind, **config)  # type: ignore[arg-type]
-        return load_model(kind, str(folder), device="cuda", dtype=dtype)
-
-    return load
 
 
 def requests(count: int, **params: object) -> list[Request]:
@@ -52,11 +40,6 @@ def run(loaded: LoadedModel, asked: list[Request], max_rows: int) -> tuple[list[
     while engine.step():
         pass
     return [future.result(timeout=0) for future in futures], engine
-
-
-def same(left: list[Completion], right: list[Completion]) -> float:
-    """The share of rows whose tokens are the same."""
-    return sum(a.token_ids == b.token_ids for a, b in zip(left, right, strict=True)) / len(left)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2", "mistral", "gemma2", "opt", "gpt_neox", "bloom"])

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from jobs import reconcile, spec, stages, store
+from jobs import job_file, reconcile, spec, stages, store
 from jobs.finalize import TARGET_FILE_BYTES
 from jobs.ledger import keys
 from jobs.spec import JobSpec, SamplingParams
@@ -58,7 +58,7 @@ def test_a_limit_on_the_page_is_what_the_code_has(row: str, figures: list[int]) 
 
 
 def test_the_versions_on_the_page_are_those_of_this_release() -> None:
-    assert spec.JOB_VERSIONS == (spec.JOB_VERSION,)
-    assert f"this release writes and reads {spec.JOB_VERSION} |" in PAGE
+    assert job_file.JOB_VERSIONS == (job_file.JOB_VERSION,)
+    assert f"this release writes and reads {job_file.JOB_VERSION} |" in PAGE
     assert f"this release has {keys.LAYOUT} |" in PAGE
     assert f"`_promptmill.json`; this release has {store.FORMAT_VERSION} |" in PAGE

@@ -8,19 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from itertools import chain, groupby, islice, zip_longest
 from operator import attrgetter
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-
-class Waiting(Protocol):
-    """What the scheduler looks at: the job a row belongs to, and how many positions it takes at most."""
-
-    @property
-    def group(self) -> str: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def output_tokens(self) -> int: ...
-
+from worker.engine.waiting import Waiting
 
 RowT = TypeVar("RowT", bound=Waiting)
 

@@ -8,10 +8,10 @@ from typing import Generic, Protocol, TypeVar
 
 from worker.engine.kv_cache import KVCache
 from worker.engine.prefixes import MIN_SHARED, Donors, Prompted
-from worker.engine.waiting import Waiting, WaitingRows
+from worker.engine.waiting import Generating, WaitingRows
 
 
-class Schedulable(Waiting, Prompted, Protocol):
+class Schedulable(Generating, Prompted, Protocol):
     """A row: a prompt, the tokens generated so far, and how much of both is in the cache."""
 
     #: Prompt tokens that another row had computed when this one first entered; the scheduler's to set.

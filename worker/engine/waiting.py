@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """What the order of admission looks at."""
+    """A row before it runs: the job that it belongs to, and how many positions it takes at most."""
 
     @property
     def group(self) -> str: ...
@@ -17,11 +17,14 @@ class Waiting(Protocol):
     def prompt_tokens(self) -> int: ...
     @property
     def output_tokens(self) -> int: ...
+
+
+class Generating(Waiting, Protocol):
     @property
     def generated(self) -> int: ...
 
 
-RowT = TypeVar("RowT", bound=Waiting)
+RowT = TypeVar("RowT", bound=Generating)
 
 #: Groups without rows whose share and lengths are remembered: a job's next batch goes on where its last one ended.
 MAX_REMEMBERED = 1000

@@ -9,7 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from engine_bench.errors import WrongLengths
+from bench_errors import WrongLengths
+
 from engine_bench.workloads import Request
 
 

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
+from bench_errors import BenchError
+
 from engine_bench.contenders import CONTENDERS, Case, Contender, check_lengths
-from engine_bench.errors import BenchError
 from engine_bench.memory import Alone
 from engine_bench.models import make_model, model_shape
 from engine_bench.records import Absence, Failure, Machine, MachineRates, Measurement, Memory, Record, Work

@@ -10,8 +10,9 @@ from functools import wraps
 from importlib import import_module
 from typing import Any
 
+from bench_errors import BenchError
+
 from engine_bench.contenders import Case, Runner
-from engine_bench.errors import BenchError
 from engine_bench.transformers_contenders import WARM_UP, load
 from engine_bench.workloads import Request
 from jobs.spec import SamplingParams

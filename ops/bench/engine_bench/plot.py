@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bench_errors import BenchError
+
 from engine_bench.contenders import OURS
-from engine_bench.errors import BenchError
 from engine_bench.report import Comparison
 from engine_bench.workloads import TITLES
 

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from engine_bench.errors import BenchError
+from bench_errors import BenchError
+
 from engine_bench.models import model_shape
 from engine_bench.workloads import Workload, workload
 

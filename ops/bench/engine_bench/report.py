@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from bench_errors import BenchError
+
 from engine_bench.contenders import CONTENDERS, OURS
-from engine_bench.errors import BenchError
 from engine_bench.floor import Floor, Rates, floor
 from engine_bench.models import MODELS, model_shape
 from engine_bench.records import Failure, MachineRates, Measurement, Memory, Record, Work

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from bench_errors import BenchError
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 from engine_bench.contenders import Case, Runner, in_input_order
-from engine_bench.errors import BenchError
 from engine_bench.models import quiet_transformers
 from engine_bench.workloads import Request
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pyarrow.dataset as ds
 import redis
+from bench_errors import BenchError
 from pipeline_bench.fake import BATCH_ROWS, FakeSetup, cpu_seconds, end_of, paused_jobs, wait_for, worker_process
-from pipeline_bench.records import ALIAS, ROOT, BenchError
+from pipeline_bench.records import ALIAS, ROOT
 
 from jobs import layout
 

@@ -27,7 +27,7 @@ from jobs.results import PartCounts
 from jobs.settings import Settings
 from jobs.spec import Status
 from jobs.store import Store
-from worker import batch
+from worker import batch, claims
 from worker.context import WorkerContext
 from worker.engine.request import EngineLimits, EngineStats
 from worker.heartbeat import Upkeep
@@ -211,7 +211,7 @@ class Consumer(threading.Thread):
 
     def _run(self) -> None:
         try:
-            batch.run_permit(self._worker)
+            claims.run_permit(self._worker)
         except Exception as error:
             self._worker.ledger.record.failed(error)  # type: ignore[attr-defined]
         finally:
@@ -268,8 +268,8 @@ def _replace_batches(pace: Pace, record: Record) -> None:
             counts = PartCounts(completed=state.completed, prompt_tokens=state.prompt_tokens)
             worker.ledger.finalized(claim.job, Status(claim.ending), counts, claim.token)
 
-    batch.run_batch = run_batch
-    batch.finalize_claimed = finalize_claimed
+    claims.run_batch = run_batch
+    claims.finalize_claimed = finalize_claimed
 
 
 def _start(told: Told, settings: Settings, store: Store, number: int, pace: Pace) -> str:

@@ -14,14 +14,16 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from pipeline_bench.records import ROOT, BenchError
+from bench_errors import BenchError
+from pipeline_bench.records import ROOT
 
 from fleet_bench.server import FleetServer
 from fleet_bench.simulated import Told, as_argument
 from jobs import layout
+from jobs.job_file import JobFile
 from jobs.ledger import keys
 from jobs.settings import Settings
-from jobs.spec import JobFile, JobSpec, now
+from jobs.spec import JobSpec, now
 from jobs.store import Store
 from producer.connection import Connection
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from pipeline_bench.records import BenchError
+from bench_errors import BenchError
 
 from jobs.ledger import Beat, Claim, Ledger
 from jobs.permits import queue_key

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any, Self
 
 import redis
-from pipeline_bench.records import BenchError
+from bench_errors import BenchError
 
-from producer.server import server_binary
+from producer.server import free_port, server_binary
 
 _START_S = 60.0
 
@@ -26,7 +25,7 @@ class Server:
     def __init__(self, folder: Path, binary: str | None = None, *extra: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._binary, self._folder = binary or server_binary(), folder
-        port = _free_port()
+        port = free_port()
         self.url = f"redis://127.0.0.1:{port}/0"
         config = ["bind 127.0.0.1", f"port {port}", f'dir "{folder}"', 'save ""', "appendonly yes",
                   "appendfsync everysec", "maxmemory-policy noeviction", *extra]  # fmt: skip
@@ -82,9 +81,3 @@ class Server:
 
     def used_memory(self) -> int:
         return int(self.info("memory")["used_memory"])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

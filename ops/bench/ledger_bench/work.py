@@ -6,9 +6,10 @@ import os
 import socket
 from datetime import UTC, datetime, timedelta
 
+from jobs.job_file import JobFile
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.results import PartCounts
-from jobs.spec import JobFile, JobSpec
+from jobs.spec import JobSpec
 from ledger_bench.server import Server
 
 MODEL = "bench"

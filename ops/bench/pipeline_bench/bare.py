@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from bench_errors import BenchError
 
 from jobs.spec import SamplingParams, default_seed
-from pipeline_bench.records import ALIAS, BenchError, Run, Setup
+from pipeline_bench.records import ALIAS, Run, Setup
 from worker.engine.build import build_engine
 from worker.engine.request import Engine, EngineLimits, Request
 from worker.models import load_model

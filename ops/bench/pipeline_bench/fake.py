@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_errors import BenchError
+
 from jobs.settings import Settings
 from jobs.store import Store
 from pipeline_bench.mill import stop
-from pipeline_bench.records import ALIAS, ROOT, BenchError
+from pipeline_bench.records import ALIAS, ROOT
 from producer import Client
 from producer.connection import Connection
 from producer.server import EmbeddedServer

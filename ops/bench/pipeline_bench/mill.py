@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,14 +18,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bench_errors import BenchError
 
 from jobs import layout
 from jobs.ledger import JobState
 from jobs.settings import Settings
 from jobs.store import Store
-from pipeline_bench.records import ALIAS, BenchError, PipelineRun, Prompts, Setup, environment
+from pipeline_bench.records import ALIAS, PipelineRun, Prompts, Setup, environment
 from producer.connection import Connection
-from producer.server import EmbeddedServer
+from producer.server import EmbeddedServer, free_port
 
 #: Seconds to wait for a worker to load its model, and for it to end.
 _LOAD_S, _STOP_S = 300.0, 30.0
@@ -74,12 +74,6 @@ def worker_command(setup: Setup, concurrency: int, metrics_port: int) -> list[st
     }
     given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
     return [sys.executable, "-m", "worker", "start", *chain.from_iterable(given)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def stop(worker: subprocess.Popen[bytes]) -> None:

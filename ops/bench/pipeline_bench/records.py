@@ -16,10 +16,6 @@ ALIAS = "bench"
 EngineChoice = Literal["auto", "inflight", "padded"]
 
 
-class BenchError(Exception):
-    """Raised when the benchmark cannot do what it was asked for; the message is for the user."""
-
-
 @dataclass(frozen=True)
 class Setup:
     """What is the same for both sides."""

@@ -6,11 +6,12 @@ import pytest
 
 from jobs import layout
 from jobs.ending import end_job
+from jobs.job_file import JobFile
 from jobs.ledger import Ledger
 from jobs.parts import find_part
 from jobs.permits import Permits
 from jobs.results import PartCounts
-from jobs.spec import JobFile, Status
+from jobs.spec import Status
 from jobs.store import Store
 from tests.job_work import accept_job, dataset, do_batches, flipped, part_bytes, worker_info
 

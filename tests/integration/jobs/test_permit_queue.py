@@ -16,7 +16,7 @@ import pytest
 from jobs.errors import RedisUnavailableError
 from jobs.ledger import Ledger
 from jobs.permits import MAX_AT_ONCE, PERMIT_TASK, Permits, make_app
-from tests.mill import Server
+from tests.redis_server import Server
 
 
 @pytest.mark.parametrize("model", ["tiny", "org/model:7b@main", "a+b.c_d-e"])

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from ledger_work import as_read_by, job_file, let_leases_expire, worker
 
 from jobs.errors import InputError
+from jobs.job_file import JobFile
 from jobs.ledger import Beat, Claim, Release, keys
 from jobs.results import PartCounts
-from jobs.spec import JobFile
 
 JOBS = ("a", "b", "c")
 FINGERPRINTS = ("f1", "f2")

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import redis
 
+from jobs.job_file import JOB_VERSIONS, JobFile
 from jobs.ledger import Beat, Claim, JobState, LeaseState, Ledger, WorkerInfo, base, connection, keys
 from jobs.results import PartCounts
-from jobs.spec import JOB_VERSIONS, JobFile, JobSpec
+from jobs.spec import JobSpec
 
 ROWS = 10
 PART = PartCounts(completed=ROWS, prompt_tokens=50, completion_tokens=200)

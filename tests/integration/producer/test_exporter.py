@@ -15,7 +15,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from producer.exporter.service import Exporter
 from tests.integration.producer.test_observer import accept
-from tests.mill import wait_until
+from tests.patience import wait_until
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from datetime import timedelta
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from jobs.job_file import JobFile
 from jobs.ledger import Ledger, WorkerInfo
 from jobs.results import PartCounts
-from jobs.spec import JobFile, JobSpec, SamplingParams, Status
+from jobs.spec import JobSpec, SamplingParams, Status
 from producer.exporter.metrics import ExporterCollector, Known
 from producer.exporter.observation import LISTED_JOBS, Observer
 from tests.job_work import WHEN

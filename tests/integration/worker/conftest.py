@@ -11,16 +11,16 @@ import pyarrow as pa
 import pytest
 import redis
 
+from jobs.job_file import JobFile
 from jobs.ledger import JobState, Ledger, WorkerInfo
 from jobs.permits import Permits, make_app
 from jobs.records import read_job
 from jobs.results import read_part
 from jobs.settings import Settings
-from jobs.spec import JobFile
 from jobs.store import Store
 from producer import Client, Job
 from producer.results import read_results
-from worker.batch import run_claim
+from worker.claims import run_claim
 from worker.context import WorkerContext
 from worker.engine.fake import FakeEngine
 from worker.engine.request import EngineLimits

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.finalize import finalize
 from jobs.inputs import read_input
+from jobs.job_file import Retry
 from jobs.parts import commit_part
 from jobs.recover import recover_job
 from jobs.results import ResultRow, write_part
-from jobs.spec import Retry, Status
+from jobs.spec import Status
 from producer import Job
 from producer.retry import Retried
 

@@ -17,7 +17,7 @@ from jobs.spec import Status
 from producer import Job
 from producer.status import list_jobs
 from worker import batch as worker_batch
-from worker.batch import run_claim
+from worker.claims import run_claim
 
 if TYPE_CHECKING:
     from .conftest import Bench

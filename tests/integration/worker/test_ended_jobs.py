@@ -11,7 +11,7 @@ from jobs import layout
 from jobs.ending import end_job
 from jobs.errors import InputError
 from tests.job_work import flipped
-from worker.batch import run_claim
+from worker.claims import run_claim
 
 if TYPE_CHECKING:
     from .conftest import Bench

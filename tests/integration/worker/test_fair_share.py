@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from jobs import layout
+from jobs.job_file import JobFile
 from jobs.ledger import Claim, WorkerInfo
 from jobs.prompts import write_batch
-from jobs.spec import JobFile, JobSpec, SamplingParams
+from jobs.spec import JobSpec, SamplingParams
 from producer import Job
 from tests.integration.worker.conftest import Bench
 from tests.job_work import WHEN, input_table
-from tests.mill import wait_until
 from tests.models import tiny_model
-from worker.batch import run_permit
+from tests.patience import wait_until
+from worker.claims import run_permit
 from worker.context import WorkerContext
 from worker.engine.inflight import InflightEngine
 from worker.engine.request import EngineLimits

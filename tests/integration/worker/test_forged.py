@@ -12,10 +12,10 @@ import pytest
 from jobs import layout
 from jobs.deletion import delete_job
 from jobs.errors import DamagedFileError
+from jobs.job_file import JOB_VERSION
 from jobs.ledger import keys
 from jobs.records import read_job
-from jobs.spec import JOB_VERSION
-from worker.batch import run_claim
+from worker.claims import run_claim
 
 
 def forge_claim(bench: Any, job: str, **fields: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.recover import recover_all
 from jobs.spec import Status
-from worker.batch import run_claim
+from worker.claims import run_claim
 
 if TYPE_CHECKING:
     from .conftest import Bench

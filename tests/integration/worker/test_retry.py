@@ -11,7 +11,7 @@ from jobs.errors import InputError
 from jobs.records import read_job, read_manifest
 from jobs.spec import Status, default_seed
 from producer import Job
-from worker.batch import run_claim
+from worker.claims import run_claim
 
 if TYPE_CHECKING:
     from .conftest import Bench

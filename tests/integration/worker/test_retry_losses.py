@@ -14,7 +14,7 @@ from jobs.recover import recover_job
 from jobs.spec import Status
 from producer import Job
 from tests.job_work import flipped
-from worker.batch import run_claim
+from worker.claims import run_claim
 
 if TYPE_CHECKING:
     from .conftest import Bench

@@ -18,7 +18,7 @@ from jobs.store import Store
 from producer import submit as producer_submit
 from worker import batch as worker_batch
 from worker import context as worker_context
-from worker.batch import run_claim, run_permit
+from worker.claims import run_claim, run_permit
 
 if TYPE_CHECKING:
     from .conftest import Bench

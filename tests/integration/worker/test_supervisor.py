@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests import supervised
-from tests.mill import Command, wait_until
+from tests.patience import wait_until
+from tests.processes import Command
 from worker.supervisor.lines import labelled_json
 from worker.supervisor.plan import ChildPlan, Plan
 

@@ -17,7 +17,7 @@ from jobs.ledger import LeaseState
 from jobs.spec import SamplingParams
 from jobs.store import Store
 from tests.integration.worker.conftest import Bench
-from tests.mill import wait_until
+from tests.patience import wait_until
 from worker.context import WorkerContext
 from worker.engine.fake import FakeEngine
 from worker.engine.request import EngineStats, Request

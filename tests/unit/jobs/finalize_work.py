@@ -8,7 +8,7 @@ import orjson
 import pyarrow as pa
 
 from jobs import layout
-from jobs.spec import JobFile
+from jobs.job_file import JobFile
 from jobs.store import Store
 
 

@@ -19,9 +19,10 @@ from jobs.finalize import (
     finalize,
     plan_files,
 )
+from jobs.job_file import JobFile
 from jobs.parts import Part, list_parts
 from jobs.results import PartCounts
-from jobs.spec import JobFile, Status
+from jobs.spec import Status
 from jobs.store import Store
 from tests.job_work import (
     Death,

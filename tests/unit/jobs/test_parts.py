@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jobs import layout
+from jobs.job_file import JobFile
 from jobs.parts import commit_part, find_part, list_parts
-from jobs.spec import JobFile
 from jobs.store import Store
 from tests.job_work import accept_job, flipped, memory_store, part_bytes, run_batches
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs import layout
-from jobs.spec import JobFile, JobSpec, now
+from jobs.job_file import JobFile
+from jobs.spec import JobSpec, now
 from jobs.stages import ABANDONED_AFTER, clean_up, remove_abandoned, remove_ended_parts
 from jobs.store import Store
 

@@ -15,7 +15,7 @@ import orjson
 import pytest
 from obstore.exceptions import GenericError
 
-import jobs.store
+import jobs.calls
 from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError
 from jobs.store import Store
 from tests.job_work import memory_store
@@ -244,7 +244,7 @@ def test_the_login_of_an_endpoint_is_not_shown(monkeypatch: pytest.MonkeyPatch) 
     for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "x", "REGION": "us-east-1", "ALLOW_HTTP": "true",
                         "ENDPOINT_URL": "http://user:secret-word@127.0.0.1:1"}.items():  # fmt: skip
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(jobs.store, "_ATTEMPTS", 1)
+    monkeypatch.setattr(jobs.calls, "_ATTEMPTS", 1)
     with pytest.raises(StoreUnavailableError, match=r"http://\*\*\*@127\.0\.0\.1:1/bucket") as raised:
         Store.open("s3://bucket", create=True)
     assert "secret-word" not in str(raised.value)

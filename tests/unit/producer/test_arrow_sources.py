@@ -10,6 +10,7 @@ import io
 import subprocess
 import sys
 import uuid
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def through(source: Source, size: int = 2, **options: Any) -> pa.Table:
 
 
 def prompts(source: Source, **options: Any) -> list[str | None]:
-    return [row.prompt for row in Checking(source, RowOptions(**options)).rows()]
+    return [row.prompt for row in chain.from_iterable(Checking(source, RowOptions(**options)).blocks())]
 
 
 KEPT = {
@@ -151,7 +152,7 @@ def test_values_that_python_lacks_stand_in_prompts_as_text() -> None:
 
 def test_chat_messages_in_columns_are_messages() -> None:
     chat = [{"role": "user", "content": "hello", "name": None}]
-    (row,) = Checking(table_source(pa.table({"messages": [chat]})), RowOptions()).rows()
+    (row,) = chain.from_iterable(Checking(table_source(pa.table({"messages": [chat]})), RowOptions()).blocks())
     assert row.messages == [{"role": "user", "content": "hello"}]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,14 @@ def test_all_problems_are_counted_and_the_first_are_kept() -> None:
 
 def test_no_row_is_staged_after_a_bad_one_but_all_are_checked() -> None:
     checking = Checking(rows_source([{"prompt": "a"}, {"prompt": ""}, {"prompt": "b"}]), RowOptions())
-    assert list(checking.rows()) == []  # the three are one block
+    assert list(chain.from_iterable(checking.blocks())) == []  # the three are one block
     assert checking.report.rows == 3
 
 
 def test_skip_invalid_stages_bad_rows_as_error_rows() -> None:
     rows = [{"prompt": "a"}, {"prompt": ""}, {"prompt": "b"}]
     checking = Checking(rows_source(rows), RowOptions(), skip_invalid=True)
-    codes = [row.problem and row.problem.code for row in checking.rows()]
+    codes = [row.problem and row.problem.code for row in chain.from_iterable(checking.blocks())]
     assert codes == [None, "empty_prompt", None]
     assert checking.report.ok
     assert checking.report.invalid == 1
@@ -80,7 +81,7 @@ def test_a_line_that_is_no_row_becomes_an_error_row(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "x"}\nnonsense\n')
     checking = Checking(open_source(str(path)), RowOptions(), skip_invalid=True)
-    _, bad = checking.rows()
+    _, bad = chain.from_iterable(checking.blocks())
     assert bad.problem is not None
     assert (bad.line, bad.n, bad.own) == (2, 1, {})
 
@@ -110,7 +111,7 @@ def test_ids_of_stdin_repeat_by_line() -> None:
 def test_ids_that_only_share_a_hash_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
     checking = Checking(rows_source([{"prompt": "x", "id": name} for name in "abc"]), RowOptions())
     monkeypatch.setattr(checking, "_ids", DuplicateFinder(hash_id=lambda name: 5))
-    assert len(list(checking.rows())) == 3
+    assert len(list(chain.from_iterable(checking.blocks()))) == 3
     assert checking.report.ok
 
 
@@ -137,7 +138,7 @@ def test_options_that_do_not_fit_are_refused_before_the_first_row() -> None:
 def test_stop_tokens_of_csv_are_one_number_or_a_list(tmp_path: Path, text: str, ids: tuple[int, ...]) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"prompt,stop_token_ids\nx,{text}\ny,end\n")
-    good, bad = Checking(open_source(str(path)), RowOptions(), skip_invalid=True).rows()
+    good, bad = chain.from_iterable(Checking(open_source(str(path)), RowOptions(), skip_invalid=True).blocks())
     assert good.params == {"stop_token_ids": ids}
     assert bad.problem is not None
     assert str(bad.problem).endswith('"end" is not allowed: an integer or a list of at most 64 integers, none negative')
@@ -146,7 +147,7 @@ def test_stop_tokens_of_csv_are_one_number_or_a_list(tmp_path: Path, text: str, 
 def test_csv_parameters_are_parsed(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('prompt,max_tokens,temperature,stop,logprobs,n,seed\nx,5,0.5,"[""a"",""b""]",True,,7\nx,six,,,,,\n')
-    good, bad = Checking(open_source(str(path)), RowOptions(), skip_invalid=True).rows()
+    good, bad = chain.from_iterable(Checking(open_source(str(path)), RowOptions(), skip_invalid=True).blocks())
     assert good.params == {"max_tokens": 5, "temperature": 0.5, "stop": ("a", "b"), "logprobs": True, "seed": 7}
     assert bad.problem is not None
     assert str(bad.problem) == f"{path}:3: column 'max_tokens': \"six\" is not allowed: an integer from 1 to 1000000"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.spec import Column, JobFile
+from jobs.job_file import Column, JobFile
 from producer.export.jsonl import write_jsonl
 from producer.export.plain import plain
 from tests.job_work import accept_job, memory_store

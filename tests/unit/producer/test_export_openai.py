@@ -15,10 +15,11 @@ from openai.types.chat import ChatCompletion
 
 from jobs import layout
 from jobs.finalize import finalize
+from jobs.job_file import JobFile
 from jobs.parts import commit_part
 from jobs.prompts import write_batch
 from jobs.results import ResultRow, write_part
-from jobs.spec import JobFile, Status
+from jobs.spec import Status
 from jobs.store import Store
 from producer.export import export
 from producer.export.openai import COLUMNS, write_openai

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_requests_are_checked_like_any_row_and_keep_no_columns() -> None:
         request({"messages": _MESSAGES, "temperature": -1}, custom_id="b"),
         request({"model": "m"}, custom_id="c"),
     )
-    good, hot, empty = Checking(opened, RowOptions(), skip_invalid=True).rows()
+    good, hot, empty = chain.from_iterable(Checking(opened, RowOptions(), skip_invalid=True).blocks())
     assert (good.custom_id, good.messages, good.params, good.own) == ("a", _MESSAGES, {"max_tokens": 5}, {})
     assert hot.problem is not None
     assert (hot.problem.code, hot.problem.param, hot.custom_id) == ("bad_parameters", "temperature", "b")

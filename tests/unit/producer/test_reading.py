@@ -18,8 +18,9 @@ import pytest
 from jobs import layout
 from jobs.errors import DamagedFileError, InputError, JobNotCompletedError, UnknownJobError
 from jobs.finalize import finalize
+from jobs.job_file import JobFile
 from jobs.parts import list_parts
-from jobs.spec import JobFile, Status
+from jobs.spec import Status
 from jobs.store import Store
 from producer.export import Exported, export, format_of
 from producer.results import read_results

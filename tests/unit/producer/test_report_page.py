@@ -13,14 +13,14 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from jobs.job_file import JobFile
 from jobs.results import result_schema
-from jobs.spec import JobFile, JobSpec, Status, now
+from jobs.spec import JobSpec, Status, now
 from jobs.status import BatchCounts, JobStatus, RowCounts, TokenCounts
 from producer.report import Report, render_page
 from producer.report.charts import length_ticks, time_ticks
 from producer.report.figures import COLUMNS, FigureCounter
 from producer.report.markup import Html, element, escaped
-from producer.report.text import compact, duration, rate, share
 
 EVIL = [
     "<script>alert('x')</script>",
@@ -188,21 +188,6 @@ def test_only_markup_made_here_is_not_escaped() -> None:
     assert escaped(Html("<b>")) == "<b>"
     assert element("p", "<", element("b", "&"), title='"<') == '<p title="&quot;&lt;">&lt;<b>&amp;</b></p>'
     assert element("p", "a\tb\nc\ud800") == "<p>a\tb\nc\ufffd</p>"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0, "0.0 s"), (9.94, "9.9 s"), (59.6, "1 min"), (65, "1 min 05 s"), (7_260, "2 h 01 min"), (93_600, "1 d 02 h")],
-)
-def test_durations_have_two_units(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
-
-
-def test_figures_are_short() -> None:
-    assert [rate(value) for value in (0, 0.416, 24.13, 1_756.4)] == ["0", "0.42", "24.1", "1,756"]
-    shares = [share(part, 10_000) for part in (0, 1, 5_000, 9_999, 10_000)]
-    assert shares == ["0.0 %", "< 0.1 %", "50.0 %", "> 99.9 %", "100.0 %"]
-    assert [compact(value) for value in (0, 0.5, 50, 2_000, 1_500_000)] == ["0", "0.5", "50", "2k", "1.5M"]
 
 
 @pytest.mark.parametrize("end", [1, 0.8, 7, 59, 61, 3_600, 86_400, 40 * 86_400])

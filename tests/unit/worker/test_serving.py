@@ -86,7 +86,7 @@ def test_a_model_that_computes_something_else_when_packed_is_refused(
         return attend(layer, query, key, value.roll(1, -2), mask)
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.engine.slot_attention.attend_dense", without_the_last)
+        patch.setattr("worker.engine.slot_segments.attend_dense", without_the_last)
         assert_refused(mine, loaded, r"packing its rows moves the logits by \d")
 
 

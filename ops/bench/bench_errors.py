@@ -1,4 +1,4 @@
-"""What ends the benchmark, or one contender of it, with a sentence instead of a traceback."""
+"""What ends a benchmark, or one contender of it, with a sentence instead of a traceback."""
 
 from __future__ import annotations
 
