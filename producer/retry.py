@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from jobs.errors import InputError, JobConflictError, UnknownJobError
+from jobs.errors import DamagedFileError, InputError, JobConflictError, UnknownJobError
 from jobs.finalize import manifest_counts
 from jobs.records import has_ended, is_deleted, read_job
 from jobs.recover import manifest_status, recover_if_needed, recover_job
@@ -104,8 +104,10 @@ def _make(
         stage.fill(progress)
         # Whoever deletes a job removes its record first: while that is there, no file of it was missing.
         read_job(store, parent.id)
-    except BaseException:
+    except BaseException as error:
         discard_stage(store, stage.name)
+        if isinstance(error, DamagedFileError):
+            read_job(store, parent.id)
         raise
     if not stage.retried:
         discard_stage(store, stage.name)
