@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mill import Mill, Outcome, Server, wait_until
+from tests.redis_users import refused
 from tests.refusals import GOOD, assert_refused, submit
 
 
@@ -53,6 +54,15 @@ def test_redis_down_exits_3_and_says_where_it_was_looked_for(idle: Mill) -> None
     done = submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_REDIS_URL="redis://127.0.0.1:1/0")
 
     assert_refused(idle, done, "Redis at 127.0.0.1:1", code=3)
+
+
+def test_a_run_with_a_login_that_may_not_take_work_exits_3_before_anything_is_accepted(
+    idle: Mill, server: Server, tiny: Path
+) -> None:
+    done = idle.call("run", idle.write("good.jsonl", GOOD), "--model", f"x={tiny}")
+
+    assert_refused(idle, done, "does not let this user take work: workers log in as promptmill-worker", code=3)
+    assert refused(server.client) == ["promptmill-producer: command brpop in toplevel"]
 
 
 @pytest.fixture
