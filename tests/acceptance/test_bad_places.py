@@ -81,6 +81,16 @@ def test_a_wrong_password_exits_3_and_is_not_shown(idle: Mill, guarded: Server) 
         assert "wrong-one" not in done.err
 
 
+def test_a_store_beside_others_in_one_redis_is_told_of_them_where_nobody_serves_it(idle: Mill, mill: Mill) -> None:
+    """Producer and workers that look at different stores see nothing of each other."""
+    done = submit(idle, idle.write("good.jsonl", GOOD)).ok()
+    assert "those of other stores do not see it, and this Redis also serves " in done.err
+    assert str(mill.store_path) in done.err
+    listed = idle.call("workers").ok()
+    assert listed.err.startswith(f"no live workers of {idle.store_path}; ")
+    assert str(mill.store_path) in listed.err
+
+
 def test_a_redis_without_memory_exits_3_and_nothing_is_accepted(idle: Mill, guarded: Server) -> None:
     guarded.client.config_set("maxmemory", 1)
     done = submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_REDIS_URL=guarded.url)
