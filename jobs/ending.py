@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from jobs.deletion import clear_if_deleted
-from jobs.errors import DamagedFileError, PromptmillError
+from jobs.errors import DamagedFileError, NotFoundError, PromptmillError
 from jobs.finalize import MissingPartsError, Progress, finalize
 from jobs.job_file import JobFile
 from jobs.ledger import Claim, Ledger
@@ -38,7 +38,8 @@ def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive:
             job = read_job(store, claim.job)
             _end(store, ledger, job, claim, alive)
     except MissingPartsError as error:
-        store.require()
+        if _is_going(store, ledger, claim.job):
+            return
         recoveries.count(Reason.PART_LOST, len(error.batches))
         _log.error("%s: they are generated again", error)
         if not ledger.reopen(claim.job, error.batches, error.counts):
@@ -46,8 +47,11 @@ def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive:
             ledger.release(claim.job, claim.batch, claim.token)
         permits.send(job.spec.model)
     except DamagedFileError as error:
-        store.require()
-        _fail(ledger, claim, error)
+        if not _is_going(store, ledger, claim.job):
+            _fail(ledger, claim, error)
+    except NotFoundError:
+        if not _is_going(store, ledger, claim.job):
+            raise
     except PromptmillError:
         raise
     except Exception as error:
@@ -66,6 +70,12 @@ def _end(store: Store, ledger: Ledger, job: JobFile, claim: Claim, alive: Progre
 
     finalize(store, job, claim.ending, alive=alive, published=published)
     clear_if_deleted(store, job.id, ledger.forget)
+
+
+def _is_going(store: Store, ledger: Ledger, job: str) -> bool:
+    """Whether its files are missing because somebody deletes it. Raises UnavailableError where all of the store is."""
+    store.require()
+    return clear_if_deleted(store, job, ledger.forget)
 
 
 def _fail(ledger: Ledger, claim: Claim, error: Exception) -> None:

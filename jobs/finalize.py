@@ -81,7 +81,10 @@ def finalize(
             # Another finalizer was quicker, and has removed the parts after its _SUCCESS.
             if not store.exists(success):
                 raise
-    counts = manifest_counts(store, job.id)
+    try:
+        counts = manifest_counts(store, job.id)
+    except NotFoundError as error:
+        raise DamagedFileError(f"job {job.id}: {success} is there, and its manifest is not") from error
     published(counts)
     store.delete(working_files(store, job.stage))
     return counts
@@ -91,10 +94,12 @@ def _publish(store: Store, job: JobFile, ending: Status, alive: Progress) -> Non
     parts = _all_parts(store, job, ending, alive)
     counts = PartCounts.sum(part.counts for part in parts)
     _check_total(job, counts)
-    files = []
-    for index, planned in enumerate(_plan(store, job, parts)):
+    files, plan = [], _plan(store, job, parts)
+    for index, planned in enumerate(plan):
         alive()
         files.append(_publish_file(store, job, index, planned, parts, alive))
+    if (planned_rows := sum(planned.rows for planned in plan)) != counts.rows:
+        raise DamagedFileError(f"job {job.id}: its plan has {planned_rows} rows, and its parts hold {counts.rows}")
     _publish_manifest(store, job, ending, counts, files)
     store.put_if_absent(layout.success_file(job.id), b"")
 
@@ -164,9 +169,12 @@ def _plan(store: Store, job: JobFile, parts: list[Part]) -> list[PlannedFile]:
     store.put_if_absent(path, orjson.dumps({"files": mine}))
     try:
         files = orjson.loads(store.get(path))["files"]
-        return [PlannedFile(planned["first"], planned["last"], planned["rows"]) for planned in files]
+        plan = [PlannedFile(planned["first"], planned["last"], planned["rows"]) for planned in files]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{store.locate(path)} cannot be read: {error}") from error
+    if [batch for planned in plan for batch in range(planned.first, planned.last + 1)] != [*range(job.batches)]:
+        raise DamagedFileError(f"{store.locate(path)} does not hold each of {job.batches} batches once, in order")
+    return plan
 
 
 def plan_files(parts: list[Part], target: int = TARGET_FILE_BYTES) -> list[PlannedFile]:
@@ -259,4 +267,7 @@ def _publish_manifest(
         "files": files,
         "schema": str(result_schema(job.columns)),
     }
-    store.put_if_absent(layout.manifest_file(job.id), orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n")
+    content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n"
+    path = layout.manifest_file(job.id)
+    if not store.put_if_absent(path, content) and (found := manifest_counts(store, job.id).rows) != counts.rows:
+        raise DamagedFileError(f"{store.locate(path)} names {found} rows, and the parts hold {counts.rows}")

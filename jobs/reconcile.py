@@ -10,6 +10,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+from jobs.deletion import clear_if_deleted
 from jobs.errors import JobVersionError, PromptmillError, UnavailableError
 from jobs.ledger import Ledger, Sweep
 from jobs.permits import Permits
@@ -89,8 +90,12 @@ class Reconciler:
             return
         self._next_adoption = time.monotonic() + ADOPT_INTERVAL_S
         known = set(self.ledger.job_ids())
-        for job in job_ids(self.store):
-            if job in known or job in self._ended:
+        stored = set(job_ids(self.store))
+        for job in known - stored:
+            # Whoever deleted it died before the ledger was told, or Redis has lost that again.
+            clear_if_deleted(self.store, job, self.ledger.forget)
+        for job in sorted(stored - known):
+            if job in self._ended:
                 continue
             try:
                 if has_ended(self.store, job) or not recover_job(self.store, self.ledger, job):

@@ -55,10 +55,17 @@ def recover_all(store: Store, ledger: Ledger) -> Recovery:
 
 def warn_of_other_stores(ledger: Ledger, store: Store) -> None:
     """A store without a job beside others in the same Redis is more often a mistyped place than a new one."""
-    others = {uri for store_id, uri in ledger.stores().items() if store_id != store.id}
+    others = other_stores(ledger, store)
     if others and next(job_ids(store), None) is None:
-        names = (f"{uri} (another one, which was there before)" if uri == store.uri else uri for uri in sorted(others))
-        _log.warning("the store %s has no jobs; this Redis also serves %s", store.uri, ", ".join(names))
+        _log.warning("the store %s has no jobs; this Redis also serves %s", store.uri, others)
+
+
+def other_stores(ledger: Ledger, store: Store) -> str:
+    """The other stores that this Redis serves, to be shown; '' if there are none."""
+    others = {uri for store_id, uri in ledger.stores().items() if store_id != store.id}
+    return ", ".join(
+        f"{uri} (another one, which was there before)" if uri == store.uri else uri for uri in sorted(others)
+    )
 
 
 def recover_if_needed(store: Store, ledger: Ledger) -> None:

@@ -5,6 +5,7 @@ URIs of stores and sources are shown to people and kept in Redis, so they must h
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import parse_qs, quote
 
@@ -17,14 +18,15 @@ _LONGEST = 65_536
 def read_secret(setting: str, path: str) -> str:
     """The first line of the file that ``setting`` names, without its end. Raises InputError."""
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with Path(os.path.expanduser(path)).open("rb") as file:
             line = file.readline(_LONGEST).decode("utf-8").rstrip("\r\n")
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "there is no such home folder"
-        raise InputError(f"{setting}: {path} cannot be read: {reason}") from error
+    except OSError as error:
+        raise InputError(f"{setting}: {path} cannot be read: {error.strerror}") from error
     except ValueError:
         # The cause would quote some of it.
         raise InputError(f"{setting}: the first line of {path} is not UTF-8 text") from None
+    if line.startswith("\ufeff"):
+        raise InputError(f"{setting}: {path} begins with a byte order mark: save it as UTF-8 without one")
     if not line.strip():
         raise InputError(f"{setting}: the first line of {path} is empty, and is to hold the secret")
     return line

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.errors import InputError
@@ -39,15 +40,15 @@ class Settings(BaseSettings):
     #: its leases may expire. The longest step of the slowest machine has to be shorter.
     stall_s: float = Field(default=300.0, ge=1.0, le=86_400.0)
     #: MiB that the disk of a local store must have free for workers to take on more.
-    min_free_mb: float = Field(default=256.0, ge=0.0)
+    min_free_mb: float = Field(default=256.0, ge=0.0, allow_inf_nan=False)
     #: What a worker may load: patterns of folders and hub ids, separated by commas. Unset: anything.
     allowed_models: str | None = None
 
-    @field_validator("redis_url", "redis_url_file", "redis_password_file", "allowed_models")
+    @field_validator("*", mode="before")
     @classmethod
-    def _empty_is_unset(cls, value: str | None) -> str | None:
+    def _empty_is_unset(cls, value: object, info: ValidationInfo) -> object:
         """Compose and the like cannot leave a variable out: they hand on an empty one."""
-        return value or None
+        return cls.model_fields[str(info.field_name)].default if value == "" else value
 
     @classmethod
     def load(cls, **overrides: object) -> Settings:
@@ -97,7 +98,7 @@ class Settings(BaseSettings):
         if "://" in folder:
             return None
         try:
-            content = json.loads((Path(folder).expanduser() / LOCAL_FILE).read_text(encoding="utf-8"))
+            content = json.loads(Path(os.path.expanduser(folder), LOCAL_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         url = content.get("redis_url") if isinstance(content, dict) else None

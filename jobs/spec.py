@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -174,7 +175,7 @@ def split_model(model: str) -> tuple[str, str]:
     """
     name, separator, source = model.partition("=")
     if not separator:
-        folder = Path(model).expanduser()
+        folder = Path(os.path.expanduser(model))
         name, source = (folder.resolve().name, model) if model and folder.is_dir() else (model, model)
     if not _MODEL_NAME.fullmatch(name) or not source:
         raise InputError(

@@ -94,7 +94,10 @@ class Store:
                 raise StoreUnavailableError(f"store {uri}: {first_line(error)}") from error
         if separator and scheme != "file":
             raise InputError(f"store {uri}: unknown scheme {scheme!r}; use a folder, s3://, gs:// or az://")
-        root = Path(uri.removeprefix("file://")).expanduser().absolute()
+        folder = os.path.expanduser(uri.removeprefix("file://"))
+        if folder.startswith("~"):
+            raise InputError(f"store {uri}: there is no such home folder; a folder of that name is ./{folder}")
+        root = Path(folder).absolute()
         return cls(local_backend(root, create=create), str(root), root)
 
     @property

@@ -37,7 +37,7 @@ def check_model(model: str) -> None:
     if find_spec("torch") is None or find_spec("transformers") is None:
         raise InputError("a local run needs the worker: pip install 'promptmill[worker]'")
     source = split_model(model)[1]
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InputError(f"--model {model}: {folder} is not a model, it has no config.json")

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from jobs.errors import InputError, JobConflictError, UnknownJobError
+from jobs.errors import DamagedFileError, InputError, JobConflictError, UnknownJobError
 from jobs.finalize import manifest_counts
 from jobs.job_file import JobFile
 from jobs.records import has_ended, is_deleted, read_job
@@ -105,8 +105,10 @@ def _make(
         stage.fill(progress)
         # Whoever deletes a job removes its record first: while that is there, no file of it was missing.
         read_job(store, parent.id)
-    except BaseException:
+    except BaseException as error:
         discard_stage(store, stage.name)
+        if isinstance(error, DamagedFileError):
+            read_job(store, parent.id)
         raise
     if not stage.retried:
         discard_stage(store, stage.name)

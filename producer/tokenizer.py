@@ -6,6 +6,7 @@ Only the package ``tokenizers`` is needed, not transformers or torch.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,7 +56,7 @@ def find_tokenizer(path_or_id: str, *, download: bool) -> Tokenizer:
 
 def context_length(path_or_id: str) -> int | None:
     """Tokens of prompt and output together, by the ``config.json`` beside the tokenizer; None if it does not say."""
-    path = Path(path_or_id).expanduser()
+    path = Path(os.path.expanduser(path_or_id))
     folder = path.parent if path.is_file() else path
     found = folder / _CONFIG if folder.is_dir() else _cached(path_or_id, _CONFIG)
     try:
@@ -70,7 +71,7 @@ def context_length(path_or_id: str) -> int | None:
 
 
 def _file(path_or_id: str, download: bool) -> Path:
-    path = Path(path_or_id).expanduser()
+    path = Path(os.path.expanduser(path_or_id))
     if path.is_dir():
         if not (path / _FILE).is_file():
             raise InputError(f"the folder {path_or_id} has no {_FILE}")

@@ -23,7 +23,7 @@ def check_allowed(source: str, allowed: str | None) -> str:
     patterns = [pattern.strip() for pattern in allowed.split(",") if pattern.strip()]
     if not patterns:
         raise InputError(f"{_SETTING} holds commas alone: name what may be loaded, or unset it")
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     # As load_model does it: what is there is a path, all else an id of the hub.
     is_path = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     meant = os.path.realpath(folder) if is_path else source
@@ -39,6 +39,6 @@ def _real(pattern: str) -> str:
     if not pattern.startswith(("/", "~")):
         return pattern
     if plain == len(pattern):
-        return os.path.realpath(Path(pattern).expanduser())
+        return os.path.realpath(os.path.expanduser(pattern))
     folder, _, name = pattern[:plain].rpartition("/")
-    return f"{os.path.realpath(Path(folder or '/').expanduser()).rstrip('/')}/{name}{pattern[plain:]}"
+    return f"{os.path.realpath(os.path.expanduser(folder or '/')).rstrip('/')}/{name}{pattern[plain:]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +121,7 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def _folder(path_or_id: str) -> Path | None:
     """The folder that is meant, or None for a hub id, which is ``name`` or ``owner/name``."""
-    path = Path(path_or_id).expanduser()
+    path = Path(os.path.expanduser(path_or_id))
     if path.is_dir():
         return path
     if path.exists():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -79,13 +80,24 @@ def connect(url: str) -> redis.Redis:
             retry=Retry(NoBackoff(), 0),
             **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
+        pool = client.connection_pool
+        if not url.startswith("unix:") and urlsplit(url).path.strip("/") and "db" not in pool.connection_kwargs:
+            raise ValueError  # redis-py would take database 0
+        # Nothing is sent by that; redis-py looks at options only when it makes a connection.
+        pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, RedisError):
+        # Not shown either: a password may hold a '?'.
+        raise InputError(
+            "the Redis URL has an option that redis-py does not know, or a value that it does not take, after its '?' "
+            "(which is %3F in a password)"
+        ) from None
     except ValueError:
         # The cause is not shown: where a password holds a '/' or '#', it quotes a part of it.
         raise InputError(
             "the Redis URL cannot be read: write redis://[user:password@]host:port/db, rediss:// or unix:// "
             "(characters such as '/', '#' and '@' in a password as %2F, %23, %40)"
         ) from None
-    tls.check_files(client.connection_pool.connection_kwargs)
+    tls.check_files(pool.connection_kwargs)
     return client
 
 

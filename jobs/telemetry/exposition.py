@@ -5,6 +5,7 @@ Imported by nothing that only runs a command: prometheus-client takes a while to
 
 from __future__ import annotations
 
+import errno
 import logging
 import platform
 import socket
@@ -91,9 +92,12 @@ def serve(
         families = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         kind = type("_FamilyServer", (_Server,), {"address_family": families[0][0]})
         server: WSGIServer = make_server(host, port, _application(probes, registry), kind, _Handler)
+    except (socket.gaierror, UnicodeError) as error:
+        raise InputError(f"no address to listen on is called {host!r}: name one of this machine") from error
     except OSError as error:
         where = "" if host == "0.0.0.0" else f" on {host}"
-        raise InputError(f"{flag} {port} cannot be used{where} ({error.strerror}): name a free port") from error
+        mend = "an address of this machine" if error.errno == errno.EADDRNOTAVAIL else "a free port"
+        raise InputError(f"{flag} {port} cannot be used{where} ({error.strerror}): name {mend}") from error
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
 
     def stop() -> None:

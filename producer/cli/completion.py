@@ -20,7 +20,7 @@ def complete_job(ctx: Any, incomplete: str) -> list[str]:
 
     try:
         place = ctx.params.get("store") or Settings.load().store
-        folder = Path(place.removeprefix("file://")).expanduser() / layout.JOBS
+        folder = Path(os.path.expanduser(place.removeprefix("file://")), layout.JOBS)
         found = (layout.job_of_file(f"{layout.JOBS}/{entry.name}") for entry in folder.iterdir())
         return sorted(name for name in found if name and name.startswith(incomplete))[:_MOST]
     except Exception:

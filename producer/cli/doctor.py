@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from jobs.console import json_out
+from jobs.recover import other_stores
 from producer.cli.flags import JsonFlag, PlaceFlags, with_flags
 from producer.cli.jobs import opened
 from producer.cli.text import print_table, say
@@ -25,11 +26,15 @@ def workers_command(place: PlaceFlags, as_json: JsonFlag = False) -> None:
     """Live workers: model, device, context length, slots, rows/s, tokens/s, batches in hand."""
     with opened(place) as connection:
         found = connection.ledger.workers()
+        others = "" if found else other_stores(connection.ledger, connection.store)
     if as_json:
         json_out([dataclasses.asdict(worker) for worker in found])
         return
     if not found:
-        say("no live workers; `promptmill-worker start --model NAME=PATH_OR_ID` starts one")
+        say(
+            f"no live workers of {connection.store.uri}; `promptmill-worker start --model NAME=PATH_OR_ID` starts one"
+            + (f"; this Redis also serves {others}" if others else "")
+        )
         return
     columns = ("worker", "version", "model", "device", "dtype", "context", "in hand", "slots", "rows/s", "tokens/s")
     table = Table(*columns, box=None, pad_edge=False)

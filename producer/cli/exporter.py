@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.console import EPILOG_NEWLINES, service, setup_logging
+from jobs.spec import split_model
 from producer.cli.flags import PlaceFlags, with_flags
 
 _EXAMPLES = (
@@ -32,10 +33,10 @@ def exporter_command(
     ] = None,
 ) -> None:
     """Serve Prometheus metrics of jobs, backlog and workers until SIGTERM, and do the upkeep where no worker lives."""
-    settings = place.settings()
+    settings, models = place.settings(), [split_model(one)[0] for one in model or ()]
     setup_logging(settings)
     # Imported late: prometheus-client and Celery take a while, and no other command wants them.
     from producer.exporter.service import run_exporter
 
     with service(settings):
-        run_exporter(settings, port, host, model or ())
+        run_exporter(settings, port, host, models)

@@ -79,6 +79,7 @@ def run_command(
         connection = Connection(settings.model_copy(update={"redis_url": redis_url}))
         local = LocalWorkers(model, flags.workers, redis_url, store.uri, home, _worker_arguments(flags))
         try:
+            connection.ledger.require_worker()  # before anything is accepted
             with local:
                 submitted = start_job(connection, opened, spec, prompts, job)
                 _resume(connection, submitted)

@@ -13,6 +13,7 @@ import typer
 from jobs.console import EPILOG_NEWLINES, Interrupted, json_out
 from jobs.errors import SourceError, UnavailableError
 from jobs.layout import JOBS, results_prefix
+from jobs.recover import other_stores
 from jobs.spec import JobSpec, now
 from producer.cli.check import check_command, open_named
 from producer.cli.check_text import over_sentences
@@ -167,9 +168,11 @@ def _tell(connection: Connection, submitted: Submitted) -> None:
         return
     serving = [worker for worker in connection.ledger.workers() if worker.model == job.spec.model]
     if not serving:
+        others = other_stores(connection.ledger, connection.store)
         say(
             f"warning: no live worker serves {job.spec.model!r}; the job waits for "
             f"`promptmill-worker start --model {job.spec.model}=PATH_OR_ID`"
+            + (f"; those of other stores do not see it, and this Redis also serves {others}" if others else "")
         )
     elif not any(job.version in worker.reads for worker in serving):
         releases = ", ".join(sorted({worker.version for worker in serving}))

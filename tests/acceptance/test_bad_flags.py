@@ -111,6 +111,12 @@ def test_a_bad_model_name_is_told(idle: Mill, model: str) -> None:
     assert_refused(idle, done, "--model", "use NAME or NAME=PATH_OR_ID")
 
 
+def test_an_exporter_lists_no_model_that_there_cannot_be(idle: Mill) -> None:
+    done = idle.call("exporter", "--model", "good", "--model", 'bad"')
+
+    assert_refused(idle, done, "--model", "use NAME or NAME=PATH_OR_ID")
+
+
 @pytest.mark.parametrize(
     ("given", "meant"), [("nightly-copy-2026-1l", "nightly-copy-2026-11"), ("weekly", "weekly-report"), ("moon", None)]
 )

@@ -16,6 +16,7 @@ from tests.mill import Mill
 from tests.outcome import Outcome
 from tests.patience import wait_until
 from tests.redis_server import Server
+from tests.redis_users import refused
 from tests.refusals import GOOD, assert_refused, submit
 
 
@@ -58,6 +59,15 @@ def test_redis_down_exits_3_and_says_where_it_was_looked_for(idle: Mill) -> None
     assert_refused(idle, done, "Redis at 127.0.0.1:1", code=3)
 
 
+def test_a_run_with_a_login_that_may_not_take_work_exits_3_before_anything_is_accepted(
+    idle: Mill, server: Server, tiny: Path
+) -> None:
+    done = idle.call("run", idle.write("good.jsonl", GOOD), "--model", f"x={tiny}")
+
+    assert_refused(idle, done, "does not let this user take work: workers log in as promptmill-worker", code=3)
+    assert refused(server.client) == ["promptmill-producer: command brpop in toplevel"]
+
+
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path / "guarded", password="right-one").start()
@@ -72,6 +82,16 @@ def test_a_wrong_password_exits_3_and_is_not_shown(idle: Mill, guarded: Server) 
 
         assert_refused(idle, done, f"127.0.0.1:{guarded.port}", "password", code=3)
         assert "wrong-one" not in done.err
+
+
+def test_a_store_beside_others_in_one_redis_is_told_of_them_where_nobody_serves_it(idle: Mill, mill: Mill) -> None:
+    """Producer and workers that look at different stores see nothing of each other."""
+    done = submit(idle, idle.write("good.jsonl", GOOD)).ok()
+    assert "those of other stores do not see it, and this Redis also serves " in done.err
+    assert str(mill.store_path) in done.err
+    listed = idle.call("workers").ok()
+    assert listed.err.startswith(f"no live workers of {idle.store_path}; ")
+    assert str(mill.store_path) in listed.err
 
 
 def test_a_redis_without_memory_exits_3_and_nothing_is_accepted(idle: Mill, guarded: Server) -> None:

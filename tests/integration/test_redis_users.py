@@ -144,6 +144,8 @@ def test_the_file_holds_hashes_of_the_first_lines_alone(passwords: list[Path]) -
     ("spoil", "said"),
     [
         (lambda files: files[1].write_bytes(b"\nsecond"), "worker is to be a password, and is empty"),
+        (lambda files: files[1].write_bytes(b" \t\n"), "worker is to be a password, and is empty"),
+        (lambda files: files[1].write_bytes(b"\xef\xbb\xbfword\n"), "worker begins with a byte order mark"),
         (lambda files: files[0].unlink(), "there is no password file "),
         (lambda files: files[2].write_bytes(b"one\n"), "producer holds the password of another user too"),
         (lambda files: files[2].write_bytes(b" t w&o\\/"), "worker holds the password of another user too"),

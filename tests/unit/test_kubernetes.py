@@ -320,6 +320,14 @@ def test_the_secrets_are_made_once_and_have_what_the_pods_mount(tmp_path: Path) 
         assert secret["metadata"]["namespace"] == "elsewhere"
 
 
+def test_what_cannot_be_a_namespace_is_refused_before_a_password_is_made(tmp_path: Path) -> None:
+    environment = {**os.environ, "SECRETS_DIR": str(tmp_path / "secrets")}
+    done = subprocess.run([K8S / "secrets", "Not: one"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: Not: one cannot be the name of a namespace")
+    assert not (tmp_path / "secrets").exists()
+
+
 def test_the_rules_of_the_prometheus_operator_are_the_alerts() -> None:
     done = subprocess.run([K8S / "prometheus-rule"], stdout=subprocess.PIPE, text=True, check=True)
     (rule,) = load(done.stdout)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jobs import layout, reconcile
+from jobs.deletion import delete_job
 from jobs.errors import StoreUnavailableError
 from jobs.finalize import finalize
 from jobs.ledger import FINALIZE, Ledger, keys
@@ -72,6 +73,18 @@ def test_known_and_ended_jobs_are_left_as_they_are(
         reconciler.run_once()
     assert {state.id: state.status for state in ledger.jobs()} == {"known": Status.PAUSED}
     assert caplog.records == []
+
+
+@pytest.mark.usefixtures("_adopt_always")
+def test_a_job_whose_deletion_the_ledger_was_not_told_of_is_forgotten(
+    store: Store, ledger: Ledger, reconciler: Reconciler
+) -> None:
+    """Its deletion was killed in between; or Redis is as it was before."""
+    for name in ("deleted", "other"):
+        ledger.accept(accept_job(store, name))
+    delete_job(store, "deleted", lambda job: None)
+    reconciler.run_once()
+    assert [state.id for state in ledger.jobs()] == ["other"]
 
 
 @pytest.mark.usefixtures("_adopt_always")

@@ -263,11 +263,21 @@ class TestRefusals:
             Ledger.connect("redis://user:secret@127.0.0.1:1/0", "s")
         assert "secret" not in str(caught.value)
 
-    @pytest.mark.parametrize("url", ["http://host", "redis://:se/cret@host:6379", "redis://host:port", ""])
+    @pytest.mark.parametrize(
+        "url", ["http://host", "redis://:se/cret@host:6379", "redis://host:port", "redis://host/name", ""]
+    )
     def test_a_url_that_is_none(self, url: str) -> None:
         with pytest.raises(InputError, match="the Redis URL cannot be read") as caught:
             Ledger.connect(url, "s")
         assert "cret" not in str(caught.value).replace("secret", "")
+
+    @pytest.mark.parametrize(
+        "url", ["redis://host?cret=1", "rediss://host?ssl_cert_reqs=maybe", "redis://host?protocol=9"]
+    )
+    def test_a_url_with_an_option_that_there_is_not(self, url: str) -> None:
+        with pytest.raises(InputError, match="the Redis URL has an option that") as caught:
+            Ledger.connect(url, "s")
+        assert "cret" not in str(caught.value)
 
     def test_a_replica(self, ledger: Ledger, redis_server) -> None:
         redis_server.client.replicaof("127.0.0.1", "1")

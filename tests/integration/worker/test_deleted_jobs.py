@@ -14,6 +14,7 @@ from jobs.errors import JobConflictError, UnknownJobError
 from jobs.reconcile import Reconciler
 from jobs.recover import recover_all
 from jobs.spec import Status
+from jobs.store import Store
 from producer import Job
 from producer.status import list_jobs
 from worker import batch as worker_batch
@@ -73,6 +74,28 @@ def test_a_finalizer_that_has_it_in_hand_leaves_no_dataset(bench: Bench, prompts
         run_claim(worker)
 
     assert_gone(bench, job)
+
+
+@pytest.mark.parametrize("path", [layout.plan_file, layout.manifest_file, layout.success_file])
+def test_a_finalizer_that_is_between_two_puts_leaves_no_dataset(
+    bench: Bench, prompts: Prompts, path: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, job = bench.worker(), bench.submit(prompts(4))
+    run_claim(worker)
+    name = path(bench.record(job).stage if path is layout.plan_file else job.id)
+    original = Store.put_if_absent
+
+    def deleted(store: Store, place: str, content: bytes) -> bool:
+        if place == name:
+            with patch.object(Store, "put_if_absent", original):
+                job.delete()
+        return original(store, place, content)
+
+    with patch.object(Store, "put_if_absent", deleted):
+        run_claim(worker)
+
+    assert_gone(bench, job)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_ledger_that_still_knows_it_forgets_it_at_the_next_claim(bench: Bench, prompts: Prompts) -> None:

@@ -235,6 +235,46 @@ def test_a_result_file_with_other_rows_than_planned_is_refused(store: Store) -> 
     assert not store.exists(layout.success_file(job.id))
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        [],
+        [{"first": 0, "last": 1, "rows": 8}],
+        [{"first": 0, "last": 2, "rows": 10}, {"first": 2, "last": 2, "rows": 2}],
+        [{"first": 1, "last": 2, "rows": 6}, {"first": 0, "last": 0, "rows": 4}],
+        [{"first": 0, "last": 99, "rows": 10}],
+    ],
+)
+def test_a_stored_plan_that_does_not_hold_each_batch_once_publishes_nothing(
+    store: Store, files: list[dict[str, int]]
+) -> None:
+    job = accept_job(store, rows=10, batch_size=4)
+    run_batches(store, job)
+    store.put_if_absent(layout.plan_file(job.stage), orjson.dumps({"files": files}))
+    with pytest.raises(DamagedFileError, match="does not hold each of 3 batches once, in order"):
+        finalize(store, job, Status.COMPLETED)
+    assert list(store.list(layout.results_prefix(job.id))) == []
+    assert len(list(store.list(f"{layout.stage_prefix(job.stage)}/parts"))) == 3
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"rows": {"completed": 9, "failed": 0, "cancelled": 0, "expired": 0}, '
+                                           b'"tokens": {"prompt": 1, "completion": 1}, "errors": {}}'])  # fmt: skip
+def test_there_is_no_success_beside_a_manifest_that_says_otherwise(store: Store, content: bytes) -> None:
+    job = accept_job(store, rows=10)
+    run_batches(store, job)
+    store.put_if_absent(layout.manifest_file(job.id), content)
+    with pytest.raises(DamagedFileError, match=r"_manifest\.json"):
+        finalize(store, job, Status.COMPLETED)
+    assert not store.exists(layout.success_file(job.id))
+
+
+def test_success_without_a_manifest_is_damage(store: Store) -> None:
+    job = accept_job(store)
+    store.put_if_absent(layout.success_file(job.id), b"")
+    with pytest.raises(DamagedFileError, match="_SUCCESS is there, and its manifest is not"):
+        finalize(store, job, Status.COMPLETED)
+
+
 def test_success_without_a_readable_manifest_is_damage(store: Store) -> None:
     job = accept_job(store)
     store.put_if_absent(layout.success_file(job.id), b"")

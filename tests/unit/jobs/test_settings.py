@@ -53,7 +53,7 @@ def test_flags_win_over_the_environment_and_that_over_the_env_file(monkeypatch: 
     ("name", "value"),
     [
         ("LEASE_S", "soon"), ("LEASE_S", "0.5"), ("LEASE_S", "nan"), ("LEASE_S", "86401"), ("SWEEP_S", "0"),
-        ("LOG_LEVEL", "loud"), ("LOG_FORMAT", "xml"),
+        ("MIN_FREE_MB", "inf"), ("LOG_LEVEL", "loud"), ("LOG_FORMAT", "xml"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_by_the_name_of_its_variable(
@@ -147,9 +147,12 @@ def test_variables_that_are_empty_are_not_set(monkeypatch: pytest.MonkeyPatch) -
     Path(".env").write_text("PROMPTMILL_REDIS_PASSWORD_FILE=/nowhere\n", encoding="utf-8")
     for name in ("REDIS_URL", "REDIS_URL_FILE", "REDIS_PASSWORD_FILE", "ALLOWED_MODELS"):
         monkeypatch.setenv(f"PROMPTMILL_{name}", "")
+    for name in ("STORE", "LEASE_S", "LOG_FORMAT", "MIN_FREE_MB"):
+        monkeypatch.setenv(f"PROMPTMILL_{name}", "")
     settings = Settings.load()
     assert (settings.redis_url, settings.allowed_models) == (None, None)
     assert settings.redis == DEFAULT_REDIS_URL
+    assert (settings.store, settings.lease_s, settings.log_format) == ("./promptmill-data", 60, "text")
 
 
 @pytest.mark.parametrize(
@@ -161,6 +164,7 @@ def test_variables_that_are_empty_are_not_set(monkeypatch: pytest.MonkeyPatch) -
         ({"REDIS_PASSWORD_FILE": "empty"}, "the first line of empty is empty"),
         ({"REDIS_PASSWORD_FILE": "second-line"}, "the first line of second-line is empty"),
         ({"REDIS_URL_FILE": "binary"}, "the first line of binary is not UTF-8"),
+        ({"REDIS_PASSWORD_FILE": "marked"}, "marked begins with a byte order mark: save it as UTF-8 without one"),
         ({"REDIS_URL_FILE": "url", "REDIS_URL": "redis://h"}, "are both set: unset one of them"),
         ({"REDIS_PASSWORD_FILE": "password", "REDIS_URL": "redis://u:own-secret@h"}, "take it out of the URL"),
         ({"REDIS_PASSWORD_FILE": "password", "REDIS_URL": "redis://h?password=own-secret"}, "take it out of the URL"),
@@ -173,6 +177,7 @@ def test_secrets_that_cannot_be_had_are_said_in_a_sentence_without_them(
     secret("empty", "\n")
     secret("second-line", "\nfile-secret\n")
     secret("binary", b"file-secret\xff")
+    secret("marked", "\ufefffile-secret")
     secret("password", "file-secret")
     secret("url", "redis://u:own-secret@h")
     for name, value in variables.items():

@@ -226,6 +226,15 @@ def test_an_unknown_kind_of_store_is_a_wrong_argument(uri: str) -> None:
         Store.open(uri, create=True)
 
 
+def test_the_home_of_nobody_is_a_wrong_argument_and_no_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="there is no such home folder"):
+        Store.open("~nobody-of-that-name/store", create=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "uri",
     ["s3://id:secret-word@bucket/prefix", "https://user:secret-word@host/store", "az://container/x?sig=secret-word"],

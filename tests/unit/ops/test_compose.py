@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -153,6 +154,16 @@ def test_init_makes_each_password_once_in_a_folder_for_nobody_else(compose: dict
     assert {name for name in made if made[name] != again[name]} == {"redis_worker"}
 
 
+@pytest.mark.parametrize("spoil", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_a_secret_that_is_no_file_with_something_in_it_is_told(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    """Docker makes a folder where a file is missing that it was to mount."""
+    spoil(tmp_path / "redis_worker")
+    environment = {**os.environ, "SECRETS_DIR": str(tmp_path)}
+    done = subprocess.run([ROOT / "ops/docker/init"], env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/redis_worker is empty or no file")
+
+
 def test_the_passwords_are_kept_out_of_the_repository_and_of_the_builds() -> None:
     assert "/.secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     ignore = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
@@ -185,8 +196,8 @@ def test_both_images_run_as_the_user_that_compose_names(services: dict[str, Serv
 
 def test_long_running_services_say_whether_they_are_healthy(services: dict[str, Service]) -> None:
     redis_check = services["redis"]["healthcheck"]["test"][1]
-    assert "AUTH promptmill-producer" in redis_check
-    assert "OKPONG" in redis_check
+    assert "redis-cli ping | grep -qx PONG" in redis_check
+    assert "redis-cli -x AUTH promptmill-producer | grep -qx OK" in redis_check
     assert "healthcheck" in services["prometheus"]
     assert "healthcheck" in services["grafana"]
     for name in WORKERS:

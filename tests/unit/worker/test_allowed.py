@@ -77,6 +77,14 @@ def test_a_list_of_nothing_is_refused_rather_than_taken_for_none(models: Path) -
         check_allowed(str(models / "good"), " , ")
 
 
+@pytest.mark.parametrize(
+    ("source", "pattern"), [("~nobody-of-that-name/x", "{}/*"), ("{}/good", "~nobody-of-that-name/*")]
+)
+def test_the_home_of_nobody_is_a_folder_that_is_not_there(models: Path, source: str, pattern: str) -> None:
+    with pytest.raises(InputError, match="is not allowed here"):
+        check_allowed(source.format(models), pattern.format(models))
+
+
 @pytest.mark.parametrize("command", ["start", "doctor"])
 def test_the_commands_refuse_before_anything_is_opened_or_loaded(models: Path, command: str) -> None:
     place = models.parent
