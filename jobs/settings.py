@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.errors import InputError
-from jobs.layout import LOCAL_FILE
+from jobs.layout import LOCAL_FILE, STORE_ID
 from jobs.secret_files import read_secret, with_password
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -29,6 +30,8 @@ class Settings(BaseSettings):
     redis_password_file: str | None = None
     #: A folder, or a URI: ``s3://bucket/prefix``, ``gs://``, ``az://``, ``memory://``.
     store: str = "./promptmill-data"
+    #: The id of the store that has to be there. Unset: whichever is, and where there is none a new one may be founded.
+    store_id: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     #: Seconds that a claimed batch stays with its worker without a heartbeat.
@@ -43,11 +46,20 @@ class Settings(BaseSettings):
     #: What a worker may load: patterns of folders and hub ids, separated by commas. Unset: anything.
     allowed_models: str | None = None
 
-    @field_validator("redis_url", "redis_url_file", "redis_password_file", "allowed_models")
+    @field_validator("redis_url", "redis_url_file", "redis_password_file", "allowed_models", "store_id")
     @classmethod
     def _empty_is_unset(cls, value: str | None) -> str | None:
         """Compose and the like cannot leave a variable out: they hand on an empty one."""
         return value or None
+
+    @field_validator("store_id")
+    @classmethod
+    def _is_an_id(cls, value: str | None) -> str | None:
+        if value is not None and not STORE_ID.fullmatch(value):
+            raise PydanticCustomError(
+                "store_id", "a store's id is 16 digits of 0-9 and a-f; `promptmill doctor` shows it"
+            )
+        return value
 
     @classmethod
     def load(cls, **overrides: object) -> Settings:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from jobs import __version__
-from jobs.errors import PromptmillError
+from jobs.errors import PromptmillError, WrongStoreError
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.spec import Status
@@ -37,10 +37,13 @@ def examine(settings: Settings) -> list[Finding]:
     findings = [_versions()]
     store: Store | None = None
     try:
-        store = Store.open(settings.store)
+        store = Store.open(settings.store, wanted=settings.store_id)
         store.probe()
         findings.append(Finding("store", f"{store.uri} (id {store.id}), put-if-absent holds"))
+        findings.append(Finding("store id", store.id))  # by itself, for PROMPTMILL_STORE_ID
         findings += _disk(store, settings)
+    except WrongStoreError as error:
+        findings.append(Finding("store", str(error), False))
     except PromptmillError as error:
         mend = "set PROMPTMILL_STORE; the first submit or run creates a store in an empty place"
         findings.append(Finding("store", str(error), False, mend))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.errors import InputError, ModelError
 from jobs.spec import split_model
+from jobs.store import Store
 
 #: Seconds. Shorter than elsewhere: on one machine no network delays a heartbeat, and nobody likes to wait.
 LEASE_S = 20.0
@@ -69,7 +70,7 @@ class LocalWorkers:
     model: str
     count: int
     redis_url: str
-    store: str
+    store: Store
     log_folder: Path
     arguments: tuple[str, ...] = ()
     _workers: list[_Worker] = field(default_factory=list)
@@ -128,7 +129,9 @@ class LocalWorkers:
             # It holds the password already; empty, so that a file .env does not set them again.
             "PROMPTMILL_REDIS_URL_FILE": "",
             "PROMPTMILL_REDIS_PASSWORD_FILE": "",
-            "PROMPTMILL_STORE": self.store,
+            "PROMPTMILL_STORE": self.store.uri,
+            # One that is started again when the store has gone does not found another in its place.
+            "PROMPTMILL_STORE_ID": self.store.id,
             "PROMPTMILL_LEASE_S": os.environ.get("PROMPTMILL_LEASE_S", str(LEASE_S)),
             # Idle torch threads of one worker must not spin on the cores of another.
             "OMP_NUM_THREADS": str(threads),

@@ -54,6 +54,7 @@ def test_flags_win_over_the_environment_and_that_over_the_env_file(monkeypatch: 
     [
         ("LEASE_S", "soon"), ("LEASE_S", "0.5"), ("LEASE_S", "nan"), ("LEASE_S", "86401"), ("SWEEP_S", "0"),
         ("LOG_LEVEL", "loud"), ("LOG_FORMAT", "xml"),
+        ("STORE_ID", "0123456789ABCDEF"), ("STORE_ID", "s3://bucket"), ("STORE_ID", "0123456789abcdef0"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_by_the_name_of_its_variable(
@@ -145,10 +146,10 @@ def test_a_flag_wins_over_the_files_of_the_environment(monkeypatch: pytest.Monke
 
 def test_variables_that_are_empty_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").write_text("PROMPTMILL_REDIS_PASSWORD_FILE=/nowhere\n", encoding="utf-8")
-    for name in ("REDIS_URL", "REDIS_URL_FILE", "REDIS_PASSWORD_FILE", "ALLOWED_MODELS"):
+    for name in ("REDIS_URL", "REDIS_URL_FILE", "REDIS_PASSWORD_FILE", "ALLOWED_MODELS", "STORE_ID"):
         monkeypatch.setenv(f"PROMPTMILL_{name}", "")
     settings = Settings.load()
-    assert (settings.redis_url, settings.allowed_models) == (None, None)
+    assert (settings.redis_url, settings.allowed_models, settings.store_id) == (None, None, None)
     assert settings.redis == DEFAULT_REDIS_URL
 
 
