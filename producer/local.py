@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.errors import InputError, ModelError
+from jobs.secret_files import redis_variables
 from jobs.spec import split_model
 from jobs.store import Store
 
@@ -125,10 +126,7 @@ class LocalWorkers:
         command += ["--threads", str(threads), "--grace", "5", "--parent", str(os.getpid()), *self.arguments]
         environment = {
             **os.environ,
-            "PROMPTMILL_REDIS_URL": self.redis_url,
-            # It holds the password already; empty, so that a file .env does not set them again.
-            "PROMPTMILL_REDIS_URL_FILE": "",
-            "PROMPTMILL_REDIS_PASSWORD_FILE": "",
+            **redis_variables(self.redis_url),
             "PROMPTMILL_STORE": self.store.uri,
             # One that is started again when the store has gone does not found another in its place.
             "PROMPTMILL_STORE_ID": self.store.id,

@@ -25,6 +25,7 @@ from redis.retry import Retry
 
 from jobs.errors import InputError, RedisFullError, RedisUnavailableError
 from jobs.ledger import keys, tls
+from jobs.ledger.login import FileLogin
 
 _T = TypeVar("_T")
 
@@ -79,13 +80,17 @@ def connect(url: str) -> redis.Redis:
             retry=Retry(NoBackoff(), 0),
             **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
+        login = FileLogin.of(url)
     except ValueError:
         # The cause is not shown: where a password holds a '/' or '#', it quotes a part of it.
         raise InputError(
             "the Redis URL cannot be read: write redis://[user:password@]host:port/db, rediss:// or unix:// "
             "(characters such as '/', '#' and '@' in a password as %2F, %23, %40)"
         ) from None
-    tls.check_files(client.connection_pool.connection_kwargs)
+    options = client.connection_pool.connection_kwargs
+    if login is not None:
+        options.update(username=None, password=None, credential_provider=login)
+    tls.check_files(options)
     return client
 
 
@@ -111,7 +116,8 @@ def explained(client: redis.Redis) -> Iterator[None]:
 
 
 def _reason(error: RedisError, pool: redis.ConnectionPool) -> str | None:
-    if isinstance(error, _FOR_NOBODY) and not pool.connection_kwargs.get("password"):
+    logs_in = pool.connection_kwargs.get("password") or pool.connection_kwargs.get("credential_provider")
+    if isinstance(error, _FOR_NOBODY) and not logs_in:
         return f"wants a user name and a password: set {_LOGIN}"
     for kind, reason in _REFUSALS:
         if isinstance(error, kind):

@@ -16,6 +16,7 @@ from redis.connection import parse_url
 
 from jobs.errors import InputError
 from jobs.permits import broker_url
+from jobs.secret_files import UrlFromFiles, redis_variables
 from jobs.settings import DEFAULT_REDIS_URL, Settings
 
 
@@ -142,6 +143,25 @@ def test_a_flag_wins_over_the_files_of_the_environment(monkeypatch: pytest.Monke
     monkeypatch.setenv("PROMPTMILL_REDIS_PASSWORD_FILE", secret("password", "word"))
     assert Settings.load(redis_url="redis://u@from-flag").redis == "redis://u:word@from-flag"
     assert Settings.load(redis_url="redis://u:own@from-flag").redis == "redis://u:own@from-flag"
+
+
+@pytest.mark.parametrize("named", [None, "redis://u:own@from-flag", "redis://u@from-flag"])
+@pytest.mark.parametrize("kind", ["URL_FILE", "PASSWORD_FILE", "URL"])
+def test_a_process_that_is_started_finds_the_same_redis_and_the_same_files(
+    monkeypatch: pytest.MonkeyPatch, kind: str, named: str | None
+) -> None:
+    """The workers of a run."""
+    value = {"URL_FILE": secret("url", "redis://u:p@h"), "PASSWORD_FILE": secret("word", "p"), "URL": "redis://u:p@h"}
+    monkeypatch.setenv(f"PROMPTMILL_REDIS_{kind}", value[kind])
+    found = Settings.load(redis_url=named).redis
+    for name, content in redis_variables(found).items():
+        monkeypatch.setenv(name, content)
+    Path(".env").write_text("PROMPTMILL_REDIS_PASSWORD_FILE=/nowhere\n", encoding="utf-8")
+    assert Settings.load().redis == found
+    if isinstance(found, UrlFromFiles):
+        again = Settings.load().redis
+        assert isinstance(again, UrlFromFiles)
+        assert again.files == found.files
 
 
 def test_variables_that_are_empty_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
