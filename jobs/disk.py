@@ -12,7 +12,7 @@ from pathlib import Path
 
 from obstore.store import LocalStore
 
-from jobs.errors import StoreUnavailableError
+from jobs.errors import NotFoundError, StoreUnavailableError
 
 #: What obstore writes a file as before it has its name.
 _UNFINISHED = re.compile(r"#\d+$")
@@ -66,21 +66,25 @@ def sync_file_system(folder: Path) -> bool:
 
 
 def local_backend(root: Path, *, create: bool) -> LocalStore:
-    """A LocalStore at ``root``. Raises StoreUnavailableError in words that name the folder and the mend."""
+    """A LocalStore at ``root``. Raises StoreUnavailableError in words that name the folder and the mend, and
+    NotFoundError where there is none and none is to be made.
+    """
     try:
         if root.exists() and not root.is_dir():
             raise StoreUnavailableError(f"store {root} is not a folder; set PROMPTMILL_STORE to one")
         if not root.exists() and not create:
-            raise StoreUnavailableError(
-                f"no Promptmill store at {root}; check PROMPTMILL_STORE (or --store); submit and run create one"
-            )
+            raise NotFoundError(f"{root} does not exist")
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         verb = "created" if create else "read"
         raise StoreUnavailableError(f"store {root} cannot be {verb}: {error.strerror}") from error
-    if create and not os.access(root, os.W_OK | os.X_OK):
-        raise StoreUnavailableError(f"store {root} cannot be written: give this user write permission, or use another")
     return LocalStore(prefix=root)
+
+
+def require_writable(root: Path) -> None:
+    """Raises StoreUnavailableError where this user may not write into ``root``."""
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise StoreUnavailableError(f"store {root} cannot be written: give this user write permission, or use another")
 
 
 def is_no_link(root: Path, path: str, folders: dict[str, bool]) -> bool:

@@ -13,7 +13,8 @@
     │   │   ├── LayoutError                   a program of another version works there
     │   │   └── RedisFullError                it has no memory for more
     │   └── StoreUnavailableError
-    │       └── ForeignStoreError             it belongs to something else
+    │       ├── ForeignStoreError             it belongs to something else
+    │       └── WrongStoreError               it is not the one that has to be there
     ├── JobNotCompletedError        exit 1    a job that was waited for ended otherwise
     ├── LeaseLostError                        the work of a lease is to be dropped
     ├── NotFoundError                         no such object in the store
@@ -47,6 +48,7 @@ __all__ = [
     "StoreUnavailableError",
     "UnavailableError",
     "UnknownJobError",
+    "WrongStoreError",
     "one_line",
 ]
 
@@ -159,6 +161,10 @@ class StoreUnavailableError(UnavailableError):
 
 class ForeignStoreError(StoreUnavailableError):
     """Raised when the place that the settings name belongs to something else."""
+
+
+class WrongStoreError(StoreUnavailableError):
+    """Raised when PROMPTMILL_STORE_ID says which store has to be at a place, and it is not."""
 
 
 class JobNotCompletedError(PromptmillError):

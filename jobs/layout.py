@@ -6,6 +6,8 @@ import re
 
 STORE_FILE = "_promptmill.json"
 LOCAL_FILE = "_local.json"
+#: The ids that stores are given.
+STORE_ID = re.compile(r"[0-9a-f]{16}")
 JOBS = "jobs"
 STAGES = "data"
 RESULTS = "results"

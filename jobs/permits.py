@@ -7,16 +7,19 @@ neither lose nor repeat work, and the broker never is the only place that knows 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from celery import Celery
+from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.exceptions import RedisError
 
 from jobs.errors import InputError, RedisUnavailableError
+from jobs.ledger.login import FileLogin
 
 #: The only task that a worker accepts.
 PERMIT_TASK = "promptmill.permit"
@@ -64,7 +67,14 @@ def make_app(redis_url: str, store_id: str, model: str | None = None) -> Celery:
 
     Raises InputError for a URL that Celery cannot use.
     """
-    app = Celery("promptmill", broker=broker_url(redis_url), set_as_current=False)
+    broker = broker_url(redis_url)
+    login = FileLogin.of(redis_url)
+    if login is not None:
+        broker = broker_url(redis_url, anonymous=True)
+    app = Celery("promptmill", broker=broker, set_as_current=False)
+    if login is not None:
+        # Celery has no setting for it.
+        app.amqp.Connection = partial(Connection, credential_provider=login)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -95,11 +105,12 @@ def _queue(model: str) -> Queue:
     return Queue(queue_name(model))  # type: ignore[no-untyped-call]
 
 
-def broker_url(redis_url: str) -> str:
+def broker_url(redis_url: str, *, anonymous: bool = False) -> str:
     """A Redis URL as kombu spells it, which means to it what the given one means to redis-py.
 
     kombu takes the database from the path alone (over a Unix socket from ``virtual_host``), and of redis-py's
-    options those of TLS. Options that tune a connection are left out: permits have their own. Raises InputError.
+    options those of TLS. Options that tune a connection are left out: permits have their own. An ``anonymous`` one has
+    neither user nor password. Raises InputError.
     """
     try:
         options: dict[str, Any] = parse_url(redis_url)  # type: ignore[no-untyped-call]
@@ -112,7 +123,7 @@ def broker_url(redis_url: str) -> str:
         ) from error
     _refuse_unknown(options)
     user, password = (quote(options.get(name, ""), safe="") for name in ("username", "password"))
-    login = f"{user}:{password}@" if user or password else ""
+    login = f"{user}:{password}@" if (user or password) and not anonymous else ""
     database = options.get("db", 0)
     if options.get("connection_class") is UnixDomainSocketConnection:
         return f"redis+socket://{login}{quote(options['path'])}?virtual_host={database}"

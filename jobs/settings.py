@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.errors import InputError
-from jobs.layout import LOCAL_FILE
-from jobs.secret_files import read_secret, with_password
+from jobs.layout import LOCAL_FILE, STORE_ID
+from jobs.secret_files import RedisFiles, UrlFromFiles, has_password
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
@@ -25,11 +26,14 @@ class Settings(BaseSettings):
     #: Unset: the address that a local ``run`` left in the store, else DEFAULT_REDIS_URL. Not shown: it may hold a
     #: password.
     redis_url: str | None = Field(default=None, repr=False)
-    #: A file whose first line is the URL, or the password that goes into it; ``load`` puts both into ``redis_url``.
+    #: A file whose first line is the URL, or the password that goes into it; ``load`` puts both into ``redis_url``,
+    #: which then is a UrlFromFiles.
     redis_url_file: str | None = None
     redis_password_file: str | None = None
     #: A folder, or a URI: ``s3://bucket/prefix``, ``gs://``, ``az://``, ``memory://``.
     store: str = "./promptmill-data"
+    #: The id of the store that has to be there. Unset: whichever is, and where there is none a new one may be founded.
+    store_id: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     #: Seconds that a claimed batch stays with its worker without a heartbeat.
@@ -50,12 +54,21 @@ class Settings(BaseSettings):
         """Compose and the like cannot leave a variable out: they hand on an empty one."""
         return cls.model_fields[str(info.field_name)].default if value == "" else value
 
+    @field_validator("store_id")
+    @classmethod
+    def _is_an_id(cls, value: str | None) -> str | None:
+        if value is not None and not STORE_ID.fullmatch(value):
+            raise PydanticCustomError(
+                "store_id", "a store's id is 16 digits of 0-9 and a-f; `promptmill doctor` shows it"
+            )
+        return value
+
     @classmethod
     def load(cls, **overrides: object) -> Settings:
         """The settings of this process; ``overrides`` that are not None win over the environment.
 
-        Files of secrets are read now. Raises InputError where a value is not what its field allows, or a file cannot
-        be read.
+        Files of secrets are read now, and again for each connection. Raises InputError where a value is not what its
+        field allows, or a file cannot be read.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         try:
@@ -72,21 +85,15 @@ class Settings(BaseSettings):
         """With the URL and the password that are in files. A URL ``named`` by a flag wins over that of the environment,
         its password over the file's. Raises InputError.
         """
-        url = self.redis_url
-        if self.redis_url_file is not None and not named:
-            if url is not None:
-                raise InputError("PROMPTMILL_REDIS_URL and PROMPTMILL_REDIS_URL_FILE are both set: unset one of them")
-            url = read_secret("PROMPTMILL_REDIS_URL_FILE", self.redis_url_file).strip()
-        if self.redis_password_file is not None:
-            password = read_secret("PROMPTMILL_REDIS_PASSWORD_FILE", self.redis_password_file)
-            complete = with_password(url or DEFAULT_REDIS_URL, password)
-            if complete is None and not named:
-                raise InputError(
-                    "a password is in the Redis URL and in the file of PROMPTMILL_REDIS_PASSWORD_FILE: take it out of "
-                    "the URL (the user's name stays there), or unset the file"
-                )
-            url = complete or url
-        return self.model_copy(update={"redis_url": url})
+        url_file, password_file = None if named else self.redis_url_file, self.redis_password_file
+        if url_file is not None and self.redis_url is not None:
+            raise InputError("PROMPTMILL_REDIS_URL and PROMPTMILL_REDIS_URL_FILE are both set: unset one of them")
+        if named and self.redis_url is not None and has_password(self.redis_url):
+            password_file = None
+        if url_file is None and password_file is None:
+            return self
+        files = RedisFiles(self.redis_url or DEFAULT_REDIS_URL, url_file, password_file)
+        return self.model_copy(update={"redis_url": UrlFromFiles.read(files)})
 
     @property
     def redis(self) -> str:

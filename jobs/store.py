@@ -7,6 +7,7 @@ wins, and what it wrote never changes.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import uuid
@@ -28,11 +29,19 @@ from jobs.disk import (
     local_backend,
     remove_empty_folders,
     remove_unfinished,
+    require_writable,
     sync_file_system,
     sync_files,
     write_new,
 )
-from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError, first_line
+from jobs.errors import (
+    ForeignStoreError,
+    InputError,
+    NotFoundError,
+    StoreUnavailableError,
+    WrongStoreError,
+    first_line,
+)
 from jobs.layout import STORE_FILE
 from jobs.secret_files import refuse_secrets
 
@@ -69,14 +78,19 @@ class Store:
         self._id: str | None = None
 
     @classmethod
-    def open(cls, uri: str, *, create: bool = False) -> Store:
+    def open(cls, uri: str, *, create: bool = False, wanted: str | None = None) -> Store:
         """The store at ``uri``, recognised by its ``_promptmill.json``; its file says which store it is.
 
-        With ``create`` an absent or empty place becomes a store. Raises ForeignStoreError where the place
-        holds something else, InputError for a URI of no known kind, StoreUnavailableError otherwise.
+        With ``create`` an absent or empty place becomes a store, unless ``wanted`` is the id of the one that has to be
+        there: else WrongStoreError is raised. Raises ForeignStoreError where the place holds something else, InputError
+        for a URI of no known kind, StoreUnavailableError otherwise.
         """
-        store = cls._connect(uri, create=create)
-        store._identify(create=create)
+        try:
+            store = cls._connect(uri, create=create and wanted is None)
+        except NotFoundError:
+            root = str(_folder(uri))
+            raise (_wrong(root, wanted, "there is no such folder") if wanted else _no_store(root)) from None
+        store._identify(create=create, wanted=wanted)
         return store
 
     @classmethod
@@ -94,10 +108,7 @@ class Store:
                 raise StoreUnavailableError(f"store {uri}: {first_line(error)}") from error
         if separator and scheme != "file":
             raise InputError(f"store {uri}: unknown scheme {scheme!r}; use a folder, s3://, gs:// or az://")
-        folder = os.path.expanduser(uri.removeprefix("file://"))
-        if folder.startswith("~"):
-            raise InputError(f"store {uri}: there is no such home folder; a folder of that name is ./{folder}")
-        root = Path(folder).absolute()
+        root = _folder(uri)
         return cls(local_backend(root, create=create), str(root), root)
 
     @property
@@ -223,15 +234,21 @@ class Store:
                 "use an endpoint that honours it (AWS S3, GCS, Azure, MinIO, or a local folder)"
             )
 
-    def _identify(self, *, create: bool) -> None:
+    def _identify(self, *, create: bool, wanted: str | None) -> None:
         try:
             content = self.get(STORE_FILE)
         except NotFoundError:
+            if wanted is not None:
+                raise _wrong(self.uri, wanted, f"{STORE_FILE} is not there") from None
             try:
                 content = self._found(create=create)
             except NotFoundError as error:
                 raise ForeignStoreError(f"store {self.uri}: {STORE_FILE} is no file") from error
         self._id, version = self._read_record(content)
+        if wanted not in (None, self._id):
+            raise _wrong(self.uri, wanted, f"another one is, {self._id}")
+        if create and self._root is not None:
+            require_writable(self._root)
         if version != FORMAT_VERSION:
             raise ForeignStoreError(
                 f"store {self.uri} has format {version}, this program knows {FORMAT_VERSION}: upgrade promptmill"
@@ -256,9 +273,9 @@ class Store:
                 "else; set PROMPTMILL_STORE (or --store) to an empty or new folder"
             )
         if not create:
-            raise StoreUnavailableError(
-                f"no Promptmill store at {self.uri}; check PROMPTMILL_STORE (or --store); submit and run create one"
-            )
+            raise _no_store(self.uri)
+        if self._root is not None:
+            require_writable(self._root)
         self.probe()
         record = {"store_id": secrets.token_hex(8), "version": FORMAT_VERSION}
         self.put_if_absent(STORE_FILE, orjson.dumps(record) + b"\n")
@@ -276,3 +293,24 @@ class Store:
             sync_files(*paths)
         except OSError as error:
             raise StoreUnavailableError(f"store {self.uri}: {error}") from error
+
+
+def _folder(uri: str) -> Path:
+    """That of a local store. Raises InputError for the home of a user who is none."""
+    folder = os.path.expanduser(uri.removeprefix("file://"))
+    if folder.startswith("~"):
+        raise InputError(f"store {uri}: there is no such home folder; a folder of that name is ./{folder}")
+    return Path(folder).absolute()
+
+
+def _no_store(place: str) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"no Promptmill store at {place}; check PROMPTMILL_STORE (or --store); submit and run create one"
+    )
+
+
+def _wrong(place: str, wanted: str | None, found: str) -> WrongStoreError:
+    return WrongStoreError(
+        f"store {place}: the one with the id {wanted} has to be there (PROMPTMILL_STORE_ID), but {found}: mount it, or "
+        "correct PROMPTMILL_STORE (or --store); for any other store, or a new one, unset PROMPTMILL_STORE_ID"
+    )

@@ -23,13 +23,13 @@ _log = logging.getLogger(__name__)
 class Connection:
     """Opens the store at once and Redis on first use, so that what needs no Redis works without one.
 
-    With ``create`` an absent store is founded. Raises StoreUnavailableError and, on first use of the
-    ledger, RedisUnavailableError.
+    With ``create`` an absent store is founded, unless the settings say which one has to be there. Raises
+    StoreUnavailableError and, on first use of the ledger, RedisUnavailableError.
     """
 
     def __init__(self, settings: Settings, *, create: bool = False) -> None:
         self.settings = settings
-        self.store = Store.open(settings.store, create=create)
+        self.store = Store.open(settings.store, create=create, wanted=settings.store_id)
 
     @cached_property
     def ledger(self) -> Ledger:

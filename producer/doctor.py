@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from jobs import __version__
-from jobs.errors import PromptmillError
+from jobs.errors import PromptmillError, WrongStoreError
 from jobs.ledger import Ledger
 from jobs.settings import Settings
 from jobs.spec import Status
 from jobs.store import Store
+from producer.status import standstill
 
 #: Seconds that two clocks may be apart.
 _MAX_CLOCK_S = 30.0
@@ -37,10 +38,13 @@ def examine(settings: Settings) -> list[Finding]:
     findings = [_versions()]
     store: Store | None = None
     try:
-        store = Store.open(settings.store)
+        store = Store.open(settings.store, wanted=settings.store_id)
         store.probe()
         findings.append(Finding("store", f"{store.uri} (id {store.id}), put-if-absent holds"))
+        findings.append(Finding("store id", store.id))  # by itself, for PROMPTMILL_STORE_ID
         findings += _disk(store, settings)
+    except WrongStoreError as error:
+        findings.append(Finding("store", str(error), False))
     except PromptmillError as error:
         mend = "set PROMPTMILL_STORE; the first submit or run creates a store in an empty place"
         findings.append(Finding("store", str(error), False, mend))
@@ -115,13 +119,22 @@ def _clock(ahead_s: float) -> Finding:
 
 def _jobs(ledger: Ledger) -> list[Finding]:
     """Jobs that stand still, and what gets them going."""
-    served = {worker.model for worker in ledger.workers()}
+    workers = ledger.workers()
+    served = {worker.model for worker in workers}
     live = [job for job in ledger.jobs() if not job.status.ended]
     findings = []
     for model in sorted({job.model for job in live} - served):
         waiting = [job.id for job in live if job.model == model]
         shown = f"{len(waiting)} wait for {model!r}, which no live worker serves: {_first(waiting)}"
         findings.append(Finding("jobs", shown, True, f"promptmill-worker start --model {model}=PATH_OR_ID"))
+    still: dict[str, list[str]] = {}
+    mends: dict[str, str] = {}
+    for job in live:
+        if found := standstill(job, workers):
+            why, mends[found[0]] = found
+            still.setdefault(why, []).append(job.id)
+    for why, jobs in still.items():
+        findings.append(Finding("jobs", f"{len(jobs)} wait: {_first(jobs)}: {why}", True, mends[why]))
     paused = [job.id for job in live if job.status is Status.PAUSED]
     if paused:
         findings.append(Finding("jobs", f"{len(paused)} paused: {_first(paused)}", True, "promptmill resume JOB"))

@@ -41,7 +41,7 @@ class Fleet:
         """
 
         def ask() -> Fleet:
-            store = Store.open(settings.store)
+            store = Store.open(settings.store, wanted=settings.store_id)
             ledger = Ledger.connect(settings.redis, store.id)
             try:
                 return cls.seen(ledger, model)

@@ -12,7 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.errors import InputError, ModelError
+from jobs.secret_files import redis_variables
 from jobs.spec import split_model
+from jobs.store import Store
 
 #: Seconds. Shorter than elsewhere: on one machine no network delays a heartbeat, and nobody likes to wait.
 LEASE_S = 20.0
@@ -69,7 +71,7 @@ class LocalWorkers:
     model: str
     count: int
     redis_url: str
-    store: str
+    store: Store
     log_folder: Path
     arguments: tuple[str, ...] = ()
     _workers: list[_Worker] = field(default_factory=list)
@@ -124,11 +126,10 @@ class LocalWorkers:
         command += ["--threads", str(threads), "--grace", "5", "--parent", str(os.getpid()), *self.arguments]
         environment = {
             **os.environ,
-            "PROMPTMILL_REDIS_URL": self.redis_url,
-            # It holds the password already; empty, so that a file .env does not set them again.
-            "PROMPTMILL_REDIS_URL_FILE": "",
-            "PROMPTMILL_REDIS_PASSWORD_FILE": "",
-            "PROMPTMILL_STORE": self.store,
+            **redis_variables(self.redis_url),
+            "PROMPTMILL_STORE": self.store.uri,
+            # One that is started again when the store has gone does not found another in its place.
+            "PROMPTMILL_STORE_ID": self.store.id,
             "PROMPTMILL_LEASE_S": os.environ.get("PROMPTMILL_LEASE_S", str(LEASE_S)),
             # Idle torch threads of one worker must not spin on the cores of another.
             "OMP_NUM_THREADS": str(threads),

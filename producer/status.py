@@ -132,26 +132,34 @@ def reads(worker: WorkerInfo, state: JobState) -> bool:
     return state.version in worker.reads
 
 
-def _reason(state: JobState, workers: list[WorkerInfo]) -> str | None:
-    """Why the job stands still, as far as it does not say so itself."""
+def standstill(state: JobState, workers: list[WorkerInfo]) -> tuple[str, str] | None:
+    """Why none of the live workers of its model may claim a job in progress, and what to do; None where one may, or
+    there is none.
+    """
     workers = [worker for worker in workers if worker.model == state.model]
-    waits = state.status is Status.IN_PROGRESS and not any(_serves(worker, state) for worker in workers)
-    if state.reason or not (waits and workers):
-        return state.reason
+    if state.status is not Status.IN_PROGRESS or not workers or any(_serves(worker, state) for worker in workers):
+        return None
     readers = [worker for worker in workers if reads(worker, state)]
     if not readers:
         versions = ", ".join(sorted({worker.version for worker in workers}))
         return (
             f"its files are of version {state.version}, which the live workers of {state.model!r} "
-            f"(promptmill {versions}) do not read: start one of the release that submitted it, or a later one"
+            f"(promptmill {versions}) do not read",
+            "start one of the release that submitted it, or a later one",
         )
-    if state.fingerprint is None:
-        return None
-    others = sorted({f"{w.fingerprint[:8]} ({w.dtype})" for w in readers})
+    begun = str(state.fingerprint)[:8]
+    others = ", ".join(sorted({f"{w.fingerprint[:8]} ({w.dtype})" for w in readers}))
     return (
-        f"begun with weights {state.fingerprint[:8]}; the live workers of {state.model!r} have {', '.join(others)}: "
-        "start one with the model folder and dtype that began the job"
+        f"begun with weights {begun}; the live workers of {state.model!r} have {others}",
+        "start one with the model folder and dtype that began the job, or go on with these by "
+        f"`promptmill cancel {state.id}` and `promptmill retry {state.id} --cancelled`",
     )
+
+
+def _reason(state: JobState, workers: list[WorkerInfo]) -> str | None:
+    """Why the job stands still, as far as it does not say so itself."""
+    found = None if state.reason else standstill(state, workers)
+    return ": ".join(found) if found else state.reason
 
 
 def _of_state(connection: Connection, state: JobState, workers: list[WorkerInfo]) -> JobStatus:

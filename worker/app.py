@@ -72,7 +72,7 @@ def run_worker(settings: Settings, options: WorkerOptions) -> int:
     notifier = Notifier.to_supervisor(options.notify_fd)
     if options.metrics_port is not None:
         serve_metrics(options.metrics_port, probes)
-    store = Store.open(settings.store, create=True)
+    store = Store.open(settings.store, create=True, wanted=settings.store_id)
     ledger = Ledger.connect(settings.redis, store.id, lease_s=settings.lease_s, sweep_s=settings.sweep_s, leads=True)
     ledger.require_worker()
     warn_of_other_stores(ledger, store)

@@ -26,6 +26,7 @@ from redis.retry import Retry
 
 from jobs.errors import InputError, RedisFullError, RedisUnavailableError
 from jobs.ledger import keys, tls
+from jobs.ledger.login import FileLogin
 
 _T = TypeVar("_T")
 
@@ -85,6 +86,7 @@ def connect(url: str) -> redis.Redis:
             raise ValueError  # redis-py would take database 0
         # Nothing is sent by that; redis-py looks at options only when it makes a connection.
         pool.connection_class(**pool.connection_kwargs)
+        login = FileLogin.of(url)
     except (TypeError, RedisError):
         # Not shown either: a password may hold a '?'.
         raise InputError(
@@ -97,6 +99,8 @@ def connect(url: str) -> redis.Redis:
             "the Redis URL cannot be read: write redis://[user:password@]host:port/db, rediss:// or unix:// "
             "(characters such as '/', '#' and '@' in a password as %2F, %23, %40)"
         ) from None
+    if login is not None:
+        pool.connection_kwargs.update(username=None, password=None, credential_provider=login)
     tls.check_files(pool.connection_kwargs)
     return client
 
@@ -123,7 +127,8 @@ def explained(client: redis.Redis) -> Iterator[None]:
 
 
 def _reason(error: RedisError, pool: redis.ConnectionPool) -> str | None:
-    if isinstance(error, _FOR_NOBODY) and not pool.connection_kwargs.get("password"):
+    logs_in = pool.connection_kwargs.get("password") or pool.connection_kwargs.get("credential_provider")
+    if isinstance(error, _FOR_NOBODY) and not logs_in:
         return f"wants a user name and a password: set {_LOGIN}"
     for kind, reason in _REFUSALS:
         if isinstance(error, kind):

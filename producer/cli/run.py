@@ -77,7 +77,7 @@ def run_command(
 
     def run_at(redis_url: str) -> JobStatus:
         connection = Connection(settings.model_copy(update={"redis_url": redis_url}))
-        local = LocalWorkers(model, flags.workers, redis_url, store.uri, home, _worker_arguments(flags))
+        local = LocalWorkers(model, flags.workers, redis_url, store, home, _worker_arguments(flags))
         try:
             connection.ledger.require_worker()  # before anything is accepted
             with local:

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 
-from jobs.errors import ForeignStoreError, InputError, RedisUnavailableError, UnavailableError
+from jobs.errors import ForeignStoreError, InputError, RedisUnavailableError, UnavailableError, WrongStoreError
 from jobs.ledger import Ledger
 from jobs.recover import warn_of_other_stores
 from jobs.settings import Settings
@@ -121,7 +121,7 @@ class Exporter:
         self._connection: Connection | None = None
         self._stopped = threading.Event()
         #: Takes what ends the process; None is a signal, whose handler may use no other kind of queue.
-        self.ending: SimpleQueue[InputError | None] = SimpleQueue()
+        self.ending: SimpleQueue[InputError | WrongStoreError | None] = SimpleQueue()
         every_s, lease_s = settings.sweep_s, settings.lease_s
         self.redis = Rounds(_REDIS, self._look_at_redis, every_s, self._stopped)
         self.store = Rounds(_STORE, self._look_at_store, every_s, self._stopped)
@@ -149,11 +149,13 @@ class Exporter:
 
     @contextmanager
     def _one_opens(self) -> Iterator[None]:
-        """One thread at a time opens what all share. A setting that makes no sense ends it, and the process."""
+        """One thread at a time opens what all share. A setting that makes no sense, or that names a store which is not
+        there, ends it, and the process.
+        """
         with self._opening:
             try:
                 yield
-            except InputError as error:
+            except (InputError, WrongStoreError) as error:
                 self.ending.put(error)
                 raise SystemExit from error
 
@@ -206,7 +208,9 @@ class Exporter:
 
 
 def run_exporter(settings: Settings, port: int, host: str, models: Iterable[str] = ()) -> None:
-    """Serve until SIGTERM or SIGINT. Raises InputError where the port cannot be had, or a setting makes no sense."""
+    """Serve until SIGTERM or SIGINT. Raises InputError where the port cannot be had, or a setting makes no sense, and
+    WrongStoreError.
+    """
     exporter, registry = Exporter(settings, models), CollectorRegistry()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: exporter.ending.put(None))

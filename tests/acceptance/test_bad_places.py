@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.store import Store
 from tests.mill import Mill
 from tests.outcome import Outcome
 from tests.patience import wait_until
@@ -51,6 +52,22 @@ def test_a_store_of_another_format_exits_3(idle: Mill) -> None:
     (idle.store_path / "_promptmill.json").write_text('{"store_id": "x", "version": 99}')
 
     assert_refused(idle, submit(idle, idle.write("good.jsonl", GOOD)), "format 99", code=3)
+
+
+@pytest.mark.parametrize("command", ["submit", "run", "list", "doctor"])
+def test_no_command_works_on_another_store_than_the_one_that_has_to_be_there(idle: Mill, command: str) -> None:
+    there = str(idle.folder / "there")
+    wanted = Store.open(there, create=True).id
+    shown = idle.call("doctor", "--json", PROMPTMILL_STORE=there, PROMPTMILL_STORE_ID=wanted).ok().json
+    assert {finding["what"]: finding["found"] for finding in shown}["store id"] == wanted
+    source = [idle.write("good.jsonl", GOOD), "--model", "gpt2"] if command in ("submit", "run") else []
+
+    done = idle.call(command, *source, PROMPTMILL_STORE_ID=wanted)
+
+    assert done.code == 3
+    assert f"{idle.store_path}: the one with the id {wanted} has to be there" in done.out + done.err
+    assert "Traceback" not in done.err
+    assert not idle.store_path.exists()
 
 
 def test_redis_down_exits_3_and_says_where_it_was_looked_for(idle: Mill) -> None:

@@ -86,17 +86,20 @@ def test_a_job_begun_with_weights_that_nobody_has_says_so(mill: Mill) -> None:
         mill.call("recover", job).ok()
         theirs = replace(ledger.workers()[0], id="w-other", model="nobody", fingerprint="9f8e7d6c5b4a3f2e")
         ledger.register(theirs)
-        stuck = mill.status(job)
+        stuck, doctor = mill.status(job), mill.call("doctor").ok().out
         ledger.register(replace(theirs, id="w-same", fingerprint="1a2b3c4d5e6f7a8b"))
         served = mill.status(job)
         for worker in ("w-other", "w-same"):
             ledger.unregister(worker)
 
     assert stuck["workers"] == 0
-    assert stuck["reason"] == (
-        "begun with weights 1a2b3c4d; the live workers of 'nobody' have 9f8e7d6c (float32): "
-        "start one with the model folder and dtype that began the job"
+    why = "begun with weights 1a2b3c4d; the live workers of 'nobody' have 9f8e7d6c (float32)"
+    mend = (
+        "start one with the model folder and dtype that began the job, or go on with these by "
+        f"`promptmill cancel {job}` and `promptmill retry {job} --cancelled`"
     )
+    assert stuck["reason"] == f"{why}: {mend}"
+    assert f"ok   jobs: 1 wait: {job}: {why}\n     -> {mend}\n" in doctor
     assert (served["workers"], served["reason"]) == (1, None)
 
 

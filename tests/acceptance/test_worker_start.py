@@ -41,12 +41,16 @@ def refused(mill: Mill, server: Server, tiny: Path, tmp_path_factory: pytest.Tem
     (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     (folder / "photos").mkdir()
     (folder / "photos" / "cat.jpg").write_bytes(b"meow")
+    (folder / "mount").mkdir()
     good, down = ("--model", f"x={tiny}"), "redis://:hidden-word@127.0.0.1:1/0"
     processes = {
         "nowhere": mill.start_worker("--model", f"x={folder}/nowhere"),
         "supervised": mill.start_worker("--model", f"x={folder}/nowhere", "--devices", "cpu"),
         "pickled": mill.start_worker("--model", f"x={pickled}"),
         "cut": mill.start_worker("--model", f"x={cut}"),
+        "unmounted": mill.start_worker(
+            *good, PROMPTMILL_STORE=str(folder / "mount"), PROMPTMILL_STORE_ID=mill.store.id
+        ),
         "foreign": mill.start_worker(*good, PROMPTMILL_STORE=str(folder / "photos")),
         "bloom": mill.start_worker("--model", f"x={tiny_model('bloom', folder / 'bloom')}", "--engine", "inflight"),
         "static": mill.start_worker(*good, "--engine", "static"),
@@ -88,6 +92,14 @@ def test_a_store_that_belongs_to_something_else_is_told_before_the_model_is_load
 
     assert (code, len(lines)) == (3, 1)
     assert "belongs to something else" in lines[0]
+
+
+def test_a_store_that_has_to_be_there_is_not_founded(refused: Refusals, mill: Mill) -> None:
+    code, lines = refused.of("unmounted")
+
+    assert (code, len(lines)) == (3, 1)
+    assert f"/mount: the one with the id {mill.store.id} has to be there (PROMPTMILL_STORE_ID)" in lines[0]
+    assert list((refused.nowhere.parent / "mount").iterdir()) == []
 
 
 def test_a_redis_that_is_down_is_told_before_the_model_is_loaded(refused: Refusals) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.errors import ModelError
+from jobs.store import Store
+from producer.local import LocalWorkers
 from tests.mill import Mill
 from tests.models import tiny_model
 from tests.patience import wait_until
@@ -75,6 +79,27 @@ def assert_whole(mill: Mill) -> None:
     assert (folder / "_SUCCESS").exists()
     assert table["row_index"].to_pylist() == table["number"].to_pylist() == list(range(ROWS))
     assert set(table["status"].to_pylist()) == {"ok"}
+
+
+def test_a_worker_of_a_run_does_not_found_another_store_in_the_place_of_one_that_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.local._MAX_QUICK_DEATHS", 1)
+    monkeypatch.setattr("producer.local._QUICK_DEATH_S", 1e9)  # a busy machine takes long to start it
+    store = Store.open(str(tmp_path / "store"), create=True)
+    (tmp_path / "store").rename(tmp_path / "away")
+
+    def give_up(workers: LocalWorkers) -> None:
+        while True:
+            workers.supervise()
+            time.sleep(0.05)
+
+    with (
+        LocalWorkers(f"x={tmp_path}", 1, "redis://127.0.0.1:1/0", store, tmp_path / "logs") as workers,
+        pytest.raises(ModelError, match=f"{store.id} has to be there .*there is no such folder"),
+    ):
+        give_up(workers)
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")

@@ -172,10 +172,19 @@ def test_an_exporter_waits_for_redis_and_then_ends_the_jobs_that_no_worker_would
     assert exporter.wait() == 0
 
 
-@pytest.mark.parametrize("wrong", [{"PROMPTMILL_STORE": "ftp://there"}, {"PROMPTMILL_REDIS_URL": "here"}])
-def test_an_exporter_that_can_never_work_ends_with_one_sentence(own_mill: Mill, wrong: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        ({"PROMPTMILL_STORE": "ftp://there"}, 2),
+        ({"PROMPTMILL_REDIS_URL": "here"}, 2),
+        ({"PROMPTMILL_STORE": "mount", "PROMPTMILL_STORE_ID": "0" * 16}, 3),
+    ],
+)
+def test_an_exporter_that_can_never_work_ends_with_one_sentence(
+    own_mill: Mill, wrong: dict[str, str], status: int
+) -> None:
     done = own_mill.run("exporter", "--port", str(free_port()), **wrong)
-    assert done.code == 2
+    assert done.code == status
     assert [line for line in done.err.splitlines() if "INFO" not in line] == [done.err.splitlines()[-1]]
     assert done.err.splitlines()[-1].startswith("error: ")
 

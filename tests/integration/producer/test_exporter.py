@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
+from jobs.errors import WrongStoreError
 from jobs.ledger import Ledger, keys
 from jobs.settings import Settings
 from jobs.store import Store
@@ -56,6 +57,26 @@ def test_a_store_that_takes_the_place_of_another_is_looked_at_in_its_stead(
         return exporter.known.ledger is not None and "other" in exporter.known.ledger.models
 
     wait_until("the exporter to look at the other", lambda: seen() and exporter.ready() is None, 20)
+
+
+# That SystemExit ends a thread is no news but to pytest.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_store_that_takes_the_place_of_the_one_that_has_to_be_there_ends_it(
+    redis_server: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    wanted = Store.open(str(folder), create=True).id
+    exporter = Exporter(Settings(store=str(folder), store_id=wanted, redis_url=redis_server.producer_url, sweep_s=0.1))
+    exporter.start()
+    wait_until("the exporter to be ready", lambda: exporter.ready() is None, 20)
+    folder.rename(tmp_path / "away")
+    wait_until("the exporter to miss it", lambda: "is gone" in (exporter.ready() or ""), 20)
+    assert exporter.ending.empty()  # it may be mounted again
+    other = Store.open(str(tmp_path / "other"), create=True).id
+    (tmp_path / "other").rename(folder)
+    with pytest.raises(WrongStoreError, match=f"{wanted} has to be there .*another one is, {other}"):
+        raise exporter.ending.get(timeout=20) or AssertionError
+    exporter.stop()
 
 
 def test_an_exporter_of_a_store_without_jobs_says_which_others_there_are(

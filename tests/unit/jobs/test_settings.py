@@ -16,6 +16,7 @@ from redis.connection import parse_url
 
 from jobs.errors import InputError
 from jobs.permits import broker_url
+from jobs.secret_files import UrlFromFiles, redis_variables
 from jobs.settings import DEFAULT_REDIS_URL, Settings
 
 
@@ -54,6 +55,7 @@ def test_flags_win_over_the_environment_and_that_over_the_env_file(monkeypatch: 
     [
         ("LEASE_S", "soon"), ("LEASE_S", "0.5"), ("LEASE_S", "nan"), ("LEASE_S", "86401"), ("SWEEP_S", "0"),
         ("MIN_FREE_MB", "inf"), ("LOG_LEVEL", "loud"), ("LOG_FORMAT", "xml"),
+        ("STORE_ID", "0123456789ABCDEF"), ("STORE_ID", "s3://bucket"), ("STORE_ID", "0123456789abcdef0"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_by_the_name_of_its_variable(
@@ -143,14 +145,33 @@ def test_a_flag_wins_over_the_files_of_the_environment(monkeypatch: pytest.Monke
     assert Settings.load(redis_url="redis://u:own@from-flag").redis == "redis://u:own@from-flag"
 
 
+@pytest.mark.parametrize("named", [None, "redis://u:own@from-flag", "redis://u@from-flag"])
+@pytest.mark.parametrize("kind", ["URL_FILE", "PASSWORD_FILE", "URL"])
+def test_a_process_that_is_started_finds_the_same_redis_and_the_same_files(
+    monkeypatch: pytest.MonkeyPatch, kind: str, named: str | None
+) -> None:
+    """The workers of a run."""
+    value = {"URL_FILE": secret("url", "redis://u:p@h"), "PASSWORD_FILE": secret("word", "p"), "URL": "redis://u:p@h"}
+    monkeypatch.setenv(f"PROMPTMILL_REDIS_{kind}", value[kind])
+    found = Settings.load(redis_url=named).redis
+    for name, content in redis_variables(found).items():
+        monkeypatch.setenv(name, content)
+    Path(".env").write_text("PROMPTMILL_REDIS_PASSWORD_FILE=/nowhere\n", encoding="utf-8")
+    assert Settings.load().redis == found
+    if isinstance(found, UrlFromFiles):
+        again = Settings.load().redis
+        assert isinstance(again, UrlFromFiles)
+        assert again.files == found.files
+
+
 def test_variables_that_are_empty_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").write_text("PROMPTMILL_REDIS_PASSWORD_FILE=/nowhere\n", encoding="utf-8")
-    for name in ("REDIS_URL", "REDIS_URL_FILE", "REDIS_PASSWORD_FILE", "ALLOWED_MODELS"):
+    for name in ("REDIS_URL", "REDIS_URL_FILE", "REDIS_PASSWORD_FILE", "ALLOWED_MODELS", "STORE_ID"):
         monkeypatch.setenv(f"PROMPTMILL_{name}", "")
     for name in ("STORE", "LEASE_S", "LOG_FORMAT", "MIN_FREE_MB"):
         monkeypatch.setenv(f"PROMPTMILL_{name}", "")
     settings = Settings.load()
-    assert (settings.redis_url, settings.allowed_models) == (None, None)
+    assert (settings.redis_url, settings.allowed_models, settings.store_id) == (None, None, None)
     assert settings.redis == DEFAULT_REDIS_URL
     assert (settings.store, settings.lease_s, settings.log_format) == ("./promptmill-data", 60, "text")
 

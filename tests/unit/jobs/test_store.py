@@ -16,7 +16,7 @@ import pytest
 from obstore.exceptions import GenericError
 
 import jobs.calls
-from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError
+from jobs.errors import ForeignStoreError, InputError, NotFoundError, StoreUnavailableError, WrongStoreError
 from jobs.store import Store
 from tests.job_work import memory_store
 
@@ -203,6 +203,30 @@ def test_only_who_may_create_a_store_does(tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailableError, match="PROMPTMILL_STORE"):
             Store.open(str(place))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("place", ["absent", "empty", "photos", "other", "memory://"])
+def test_a_store_that_has_to_be_there_is_neither_founded_nor_exchanged(
+    tmp_path: Path, place: str, create: bool
+) -> None:
+    """An unmounted disk, a mistyped bucket, another disk."""
+    wanted = Store.open(str(tmp_path / "store"), create=True).id
+    other = Store.open(str(tmp_path / "other"), create=True).id
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    before = sorted(tmp_path.rglob("*"))
+    where = place if "://" in place else str(tmp_path / place)
+    found = {"absent": "there is no such folder", "other": f"another one is, {other}"}
+    with pytest.raises(WrongStoreError) as raised:
+        Store.open(where, create=create, wanted=wanted)
+    assert str(raised.value).startswith(
+        f"store {where}: the one with the id {wanted} has to be there (PROMPTMILL_STORE_ID), "
+        f"but {found.get(place, '_promptmill.json is not there')}: mount it, "
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+    assert Store.open(str(tmp_path / "store"), create=create, wanted=wanted).id == wanted
 
 
 @pytest.mark.parametrize("create", [True, False])

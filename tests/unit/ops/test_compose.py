@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.telemetry.tracing import _ASKED_BY
+
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILES = ("Dockerfile.producer", "Dockerfile.worker")
 OWN_SERVICES = ("worker", "worker-gpu", "producer", "exporter")
@@ -240,6 +242,48 @@ def test_the_gpu_worker_reserves_a_device_and_gets_a_cuda_build(services: dict[s
     assert services["worker-gpu"]["image"] != services["worker"]["image"]
 
 
+def test_traces_go_where_the_usual_variables_say(services: dict[str, Service]) -> None:
+    for name in OWN_SERVICES:
+        assert {*_ASKED_BY, "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER"} <= set(services[name]["environment"])
+        # Docker sets it for its own traces, to something else for each command.
+        assert "OTEL_RESOURCE_ATTRIBUTES" not in services[name]["environment"]
+    for name in DOCKERFILES:
+        assert re.search(r"requirements\.py pyproject\.toml (worker )?otel >", dockerfile(name))
+
+
+def test_with_a_redis_elsewhere_none_is_started_and_nobody_waits_for_it(services: dict[str, Service]) -> None:
+    text = (ROOT / "ops/docker/redis-elsewhere.yml").read_text(encoding="utf-8")
+    changed = yaml.safe_load(text.replace("!reset {}", "reset"))["services"]
+    assert {name for name in services if name == "redis" or "redis" in services[name].get("depends_on", {})} == set(
+        changed
+    )
+    assert changed.pop("redis") == "reset"
+    for name, service in changed.items():
+        assert service["depends_on"] == "reset"
+        assert set(service) == {"depends_on", "environment"}
+        side = "WORKER" if name in WORKERS else "PRODUCER"
+        assert service["environment"] == {
+            "PROMPTMILL_REDIS_URL": f"${{{side}_REDIS_URL:?is to name the Redis that is elsewhere}}"
+        }
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="no docker")
+def test_compose_itself_takes_the_files() -> None:
+    def config(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+        command = ["docker", "compose", "--env-file", os.devnull, *flags, "config", "--services"]
+        own = {name: value for name, value in os.environ.items() if "REDIS_URL" not in name}
+        return subprocess.run(command, cwd=ROOT, env={**own, **env}, capture_output=True, text=True, check=False)
+
+    asked = subprocess.run(["docker", "compose", "version", "--short"], capture_output=True, text=True, check=False)
+    if (version := re.match(r"v?(\d+)\.(\d+)", asked.stdout)) is None or tuple(map(int, version.groups())) < (2, 24):
+        pytest.skip("docker has no compose plugin of version 2.24")
+    assert sorted(config().stdout.split()) == ["exporter", "redis", "worker"]
+    elsewhere = ("-f", "docker-compose.yml", "-f", "ops/docker/redis-elsewhere.yml")
+    assert "is to name the Redis that is elsewhere" in config(*elsewhere).stderr
+    urls = {"WORKER_REDIS_URL": "rediss://w@h", "PRODUCER_REDIS_URL": "rediss://p@h"}
+    assert sorted(config(*elsewhere, **urls).stdout.split()) == ["exporter", "worker"]
+
+
 def test_every_side_gets_the_same_store(services: dict[str, Service]) -> None:
     for name in OWN_SERVICES:
         environment = services[name]["environment"]
@@ -269,6 +313,10 @@ def test_prometheus_scrapes_what_compose_runs(services: dict[str, Service]) -> N
     text = (ROOT / "ops/monitoring/prometheus.yml").read_text(encoding="utf-8")
     assert "exporter:9464" in text
     assert "names: [worker, worker-gpu]" in text
+    # A file beside it, in the folder that is mounted, and no part of the repository.
+    (section,) = yaml.safe_load(text)["alerting"]["alertmanagers"]
+    (file,) = section["file_sd_configs"][0]["files"]
+    assert f"/ops/monitoring/{file}" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert "port: 9465" in text
 
 
@@ -350,7 +398,7 @@ def test_the_producer_image_is_asked_for_nothing_of_the_worker() -> None:
     names = {re.split(r"[^\w.-]", line)[0] for line in base}
     assert "redis" in names
     assert not names & {"torch", "transformers", "safetensors"}
-    assert "requirements.py pyproject.toml >" in dockerfile("Dockerfile.producer")
+    assert "requirements.py pyproject.toml otel >" in dockerfile("Dockerfile.producer")
     assert any(line.startswith("torch") for line in direct_requirements(ROOT / "pyproject.toml", ["worker"]))
 
 
