@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -35,6 +34,7 @@ from producer.connection import Connection
 from producer.server import server_binary
 from tests.forkserver import ONCE, fork_worker
 from tests.machines import Host
+from tests.ports import free_port
 from tests.redis_users import as_user, login, users_file
 
 #: Seconds. Short, so that a test sees a lease expire; long enough for a busy machine's heartbeats.
@@ -67,7 +67,7 @@ class Server:
 
     def __init__(self, folder: Path, *extra: str, password: str | None = None, host: Host | None = None) -> None:
         self.folder, self.host = folder, host
-        self.port = _free_port()
+        self.port = free_port()
         address = host.address if host else "127.0.0.1"
         who = f":{password}@" if password else login("producer")
         self.url = f"redis://{who}{address}:{self.port}/0"
@@ -122,6 +122,8 @@ class Server:
         self.client.close()
 
     def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "server.log").read_text()
         with contextlib.suppress(redis.RedisError):
             return bool(self.client.ping())
         return False
@@ -484,9 +486,3 @@ def _promptmill(*arguments: str, plugin: str | None = None) -> list[str]:
     """The installed command, by the interpreter that runs the tests."""
     first = f"import {plugin}; {plugin}.install(); " if plugin else ""
     return [sys.executable, "-c", f"{first}from producer.cli import main; main()", *arguments]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,17 +16,12 @@ import yaml
 from fault_work import submit
 
 from tests.mill import Command, Mill, Process, Server, wait_until
+from tests.ports import free_port
 
 pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "ops" / "monitoring"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def get(port: int, path: str) -> tuple[int, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
 import urllib.request
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 
 from jobs.permits import queue_key
 from tests.mill import Mill, Process, wait_until
+from tests.ports import free_port
 from worker.heartbeat import EXIT_ENGINE
 
 pytestmark = pytest.mark.faults
@@ -107,9 +107,7 @@ def test_sigquit_changes_nothing(mill: Mill, worker: Process, busy: Callable[[in
 
 
 def test_a_scrape_reads_the_engine_and_a_taken_port_is_refused(mill: Mill, tiny: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     worker = mill.worker("tiny", tiny, "--metrics-port", str(port))
     mill.wait_for_workers([worker])
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
