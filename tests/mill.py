@@ -32,6 +32,7 @@ from jobs.store import Store
 from producer.cli import main
 from producer.connection import Connection
 from producer.server import server_binary
+from tests import gate
 from tests.forkserver import ONCE, fork_worker
 from tests.machines import Host
 from tests.ports import free_port
@@ -167,8 +168,10 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; one that has ended already gets none."""
-        if self.alive:
-            os.kill(self.pid, number)
+        # It may end just now.
+        with contextlib.suppress(ProcessLookupError):
+            if self.alive:
+                os.kill(self.pid, number)
 
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """The exit status, once there is one. Raises TimeoutError."""
@@ -315,9 +318,18 @@ class Mill:
         self, model: str, folder: Path, flags: Sequence[str], environment: dict[str, str], host: Host | None = None
     ) -> Worker:
         own = ("--model", f"{model}={folder}", *WORKER_FLAGS)
+        environment = {**environment, gate.VARIABLE: str(self._gate)}
         worker = Worker([*own, *flags], environment, self.folder, self._next_log("worker"), host)
         self.processes.append(worker)
         return worker
+
+    @property
+    def _gate(self) -> Path:
+        return self.folder / "gate"
+
+    def held(self, batch: int) -> contextlib.AbstractContextManager[None]:
+        """Meanwhile the workers commit no batch with this number or a higher one: no job of more can end."""
+        return gate.shut(self._gate, batch)
 
     @contextlib.contextmanager
     def supervised(self, model: str, folder: Path, *flags: str, **env: str) -> Iterator[list[Worker]]:

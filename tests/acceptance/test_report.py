@@ -47,9 +47,10 @@ def test_the_figures_are_those_of_the_dataset(mill: Mill, ended: str) -> None:
 def test_a_job_that_runs_reports_what_has_finished(mill: Mill) -> None:
     source = mill.prompts("under-way", 60)
     arguments = ("submit", source, "--model", "tiny", "--max-tokens", "60", "--batch-size", "5")
-    job = mill.call(*arguments).ok().out.strip()
-    mill.wait_for_rows(job, 5)
-    mill.call("pause", job).ok()
+    with mill.held(batch=2):
+        job = mill.call(*arguments).ok().out.strip()
+        mill.wait_for_rows(job, 5)
+        mill.call("pause", job).ok()
     report = mill.call("report", job, "--json").ok().json
     page = mill.call("report", job, "--out", "-").ok().out
     mill.call("resume", job).ok()

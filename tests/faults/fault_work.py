@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from jobs.ledger import keys
 from ops.faults.checker import Expected, check_job
 from tests.mill import Mill, wait_until
 
@@ -15,6 +16,13 @@ def submit(mill: Mill, name: str, rows: int = 300, batch: int = 20, tokens: int 
     """A job of ``rows`` numbered rows under the id ``name``."""
     flags = ("--model", model, "--max-tokens", str(tokens), "--batch-size", str(batch), "--job-id", name)
     return mill.call("submit", mill.prompts(name, rows), *flags).ok().out.strip()
+
+
+def leases(mill: Mill, job: str) -> list[str]:
+    """The owner of each lease of ``job``; the process is part of its name."""
+    with mill.redis() as client:
+        held: list[str] = client.hvals(keys.key(mill.store.id, "job_leases", job))
+    return [lease.split("|", 4)[4] for lease in held]
 
 
 def assert_whole(

@@ -37,7 +37,9 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 def samples(port: int) -> dict[str, float]:
     """A scrape: value by series as it is written."""
-    lines = get(port, "/metrics")[1].splitlines()
+    status, text = get(port, "/metrics")
+    assert status == 200, "it does not answer"
+    lines = text.splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
 
@@ -91,30 +93,33 @@ def test_a_worker_and_an_exporter_are_seen_through_a_job_and_the_loss_of_redis(
     worker = mill.worker("tiny", tiny, "--metrics-port", str(port), **as_json)
     exporter, exported = started_exporter(mill, "--model", "tiny", "--model", "never", **as_json)
     mill.wait_for_workers([worker])
-    job = submit(mill, "seen", rows=80, batch=8)
-    mill.wait_for_rows(job, 16)
+    with mill.held(batch=2):
+        job = submit(mill, "seen", rows=80, batch=8)
+        mill.wait_for_rows(job, 16)
 
-    # Both know each other, and no model is without its series.
-    wait_until("the worker's registration", lambda: ready(port) and ready(exported))
-    wait_until("the backlog to be seen", lambda: samples(exported)['promptmill_backlog_batches{model="tiny"}'] > 0)
-    seen = samples(exported)
-    assert seen['promptmill_workers{model="tiny"}'] == 1
-    assert seen['promptmill_backlog_batches{model="never"}'] == seen['promptmill_workers{model="never"}'] == 0
-    assert_expressions_are_served(labels_served(port, exported))
+        # Both know each other, and no model is without its series.
+        wait_until("the worker's registration", lambda: ready(port) and ready(exported))
+        wait_until("the backlog to be seen", lambda: samples(exported)['promptmill_backlog_batches{model="tiny"}'] > 0)
+        seen = samples(exported)
+        assert seen['promptmill_workers{model="tiny"}'] == 1
+        assert seen['promptmill_backlog_batches{model="never"}'] == seen['promptmill_workers{model="never"}'] == 0
+        assert_expressions_are_served(labels_served(port, exported))
 
-    own_server.kill()
-    wait_until("the exporter to see it", lambda: not ready(exported))
-    wait_until("the worker to see it", lambda: "heartbeats wait" in worker.said())
-    last = samples(exported)
-    assert (last['promptmill_up{part="redis"}'], last['promptmill_up{part="store"}']) == (0, 1)
-    assert last['promptmill_workers{model="tiny"}'] == 1, "what was known last is still served"
-    assert get(exported, "/healthz")[0] == get(port, "/healthz")[0] == get(port, "/readyz")[0] == 200
+        own_server.kill()
+        wait_until("the exporter to see it", lambda: not ready(exported))
+        wait_until("the worker to see it", lambda: "heartbeats wait" in worker.said())
+        last = samples(exported)
+        assert (last['promptmill_up{part="redis"}'], last['promptmill_up{part="store"}']) == (0, 1)
+        assert last['promptmill_workers{model="tiny"}'] == 1, "what was known last is still served"
+        assert get(exported, "/healthz")[0] == get(port, "/healthz")[0] == get(port, "/readyz")[0] == 200
 
     own_server.start()
     mill.wait_for(job, "completed")
     wait_until("the exporter to see it", lambda: ready(exported))
     wait_until("the end", lambda: samples(exported)['promptmill_backlog_batches{model="tiny"}'] == 0)
     assert samples(exported)['promptmill_recoveries_total{reason="redis_reconnected"}'] == 1
+    # The exporter may have ended the job while the worker's last batch was on its way to the figures.
+    wait_until("all batches to be counted", lambda: samples(port)["promptmill_batch_seconds_count"] >= 10)
     done = samples(port)
     assert done['promptmill_rows_total{model="tiny",status="ok"}'] == 80
     assert done["promptmill_batch_seconds_count"] == 10
