@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import sleep
@@ -221,9 +222,12 @@ def site(machines: Machines, tiny: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_host_whose_cable_is_pulled_in_mid_job_costs_nothing_and_works_again_when_it_is_back(site: Site) -> None:
-    job, cut = site.submit_to("pulled", "worker1"), site.workers["worker1"]
-    with site.machines.unplugged("worker1"):
-        in_hand = site.in_hand(job, "worker1")
+    cut = site.workers["worker1"]
+    with ExitStack() as cable:
+        with site.mill.held(batch=0):
+            job = site.submit_to("pulled", "worker1")
+            cable.enter_context(site.machines.unplugged("worker1"))
+            in_hand = site.in_hand(job, "worker1")
         site.wait_ended(job)
         wait_until("the host to be listed no more", lambda: site.listed() == {"worker2", "worker3"})
     wait_until("the host to be listed again", lambda: site.listed() == set(WORKERS))
