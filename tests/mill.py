@@ -41,7 +41,7 @@ from tests.redis_users import as_user, login, users_file
 #: Seconds. Short, so that a test sees a lease expire; long enough for a busy machine's heartbeats.
 LEASE_S, SWEEP_S = 4.0, 0.5
 #: Seconds for anything that is waited for; far more than it takes on a machine that has nothing else to do.
-PATIENCE_S = 90.0
+PATIENCE_S = 120.0
 #: How long the workers that a test kills sit on a batch decides nothing: rows in hand are few on purpose.
 WORKER_FLAGS = ("--device", "cpu", "--threads", "1", "--concurrency", "2", "--max-rows", "16", "--grace", "10")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from jobs.ledger import keys
 from ops.faults.checker import Expected, check_job
-from tests.mill import Mill, wait_until
+from tests.mill import PATIENCE_S, Mill, wait_until
 
 #: Enough for seconds of work.
 TOKENS = 32
@@ -26,7 +26,7 @@ def leases(mill: Mill, job: str) -> list[str]:
 
 
 def assert_whole(
-    mill: Mill, job: str, rows: int = 300, timeout_s: float = 90.0, errors: Mapping[int, str] | None = None
+    mill: Mill, job: str, rows: int = 300, timeout_s: float = PATIENCE_S, errors: Mapping[int, str] | None = None
 ) -> None:
     """The job completes, each row once, in order, generated but for those with ``errors``."""
     wait_until(f"the dataset of {job}", (mill.dataset(job) / "_SUCCESS").exists, timeout_s)
