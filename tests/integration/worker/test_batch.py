@@ -17,6 +17,7 @@ from jobs.ledger import Finished, LeaseState, Release
 from jobs.prompts import read_batch
 from jobs.reconcile import Reconciler
 from jobs.spec import SamplingParams, Status
+from tests.mill import PATIENCE_S
 from worker import batch as worker_batch
 from worker import generate as worker_generate
 from worker.batch import run_claim, run_permit
@@ -331,7 +332,7 @@ class Running:
         self.upkeep.heartbeat.beat()
 
     def end(self) -> None:
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
 
