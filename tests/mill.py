@@ -81,7 +81,7 @@ class Server:
             self._config += [f'unixsocket "{folder}/socket"', "protected-mode no"]
         self._password = password
         self._process: subprocess.Popen[bytes] | None = None
-        self.client = redis.Redis.from_url(self.console, decode_responses=True, socket_timeout=5)
+        self.client = redis.Redis.from_url(self.console, decode_responses=True, socket_timeout=PATIENCE_S)
 
     def url_through(self, port: int) -> str:
         """``url`` by way of something that listens on another port."""
