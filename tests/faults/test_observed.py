@@ -15,7 +15,7 @@ import pytest
 import yaml
 from fault_work import submit
 
-from tests.mill import Command, Mill, Process, Server, wait_until
+from tests.mill import PATIENCE_S, Command, Mill, Process, Server, wait_until
 from tests.ports import free_port
 
 pytestmark = pytest.mark.faults
@@ -27,7 +27,7 @@ MONITORING = ROOT / "ops" / "monitoring"
 def get(port: int, path: str) -> tuple[int, str]:
     """Status and body; 0 where nobody answers."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_S) as answer:
             return int(answer.status), answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -110,7 +110,7 @@ def test_a_scrape_reads_the_engine_and_a_taken_port_is_refused(mill: Mill, tiny:
     port = free_port()
     worker = mill.worker("tiny", tiny, "--metrics-port", str(port))
     mill.wait_for_workers([worker])
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SOON_S) as reply:
         lines = reply.read().decode().splitlines()
     assert "# TYPE promptmill_step_seconds summary" in lines
     assert [line.split()[0] for line in lines if line.startswith("promptmill_step_seconds")] == [
