@@ -1,6 +1,7 @@
 """Worker processes that are forked from one that has imported everything: a start then costs no seconds of imports.
 
-What runs in them is the command ``promptmill-worker`` as it is. They end with the process that started them.
+What runs in them is the command ``promptmill-worker`` as it is, but for a gate that tests can shut (tests/gate.py).
+They end with the process that started them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import ModuleType
+
+from tests import gate
 
 #: What a worker of a small GPT-2 has imported by the time it serves. None of these starts a thread.
 _PRELOAD = [
@@ -93,6 +96,8 @@ def _work(
     sys.argv = ["promptmill-worker", *arguments]
     if plugin := environment.get("PLUGIN"):
         importlib.import_module(plugin).install()
+    if file := environment.get(gate.VARIABLE):
+        gate.install(Path(file))
     from worker.cli import main
 
     main()

@@ -24,6 +24,7 @@ from jobs.permits import queue_key
 from jobs.settings import Settings
 from jobs.store import Store
 from producer.connection import Connection
+from tests import gate
 from tests.forkserver import ONCE
 from tests.machines import Host
 from tests.outcome import Outcome, call, promptmill
@@ -100,9 +101,18 @@ class Mill:
         self, model: str, folder: Path, flags: Sequence[str], environment: dict[str, str], host: Host | None = None
     ) -> Worker:
         own = ("--model", f"{model}={folder}", *WORKER_FLAGS)
+        environment = {**environment, gate.VARIABLE: str(self._gate)}
         worker = Worker([*own, *flags], environment, self.folder, self._next_log("worker"), host)
         self.processes.append(worker)
         return worker
+
+    @property
+    def _gate(self) -> Path:
+        return self.folder / "gate"
+
+    def held(self, batch: int) -> contextlib.AbstractContextManager[None]:
+        """Meanwhile the workers commit no batch with this number or a higher one: no job of more can end."""
+        return gate.shut(self._gate, batch)
 
     @contextlib.contextmanager
     def supervised(self, model: str, folder: Path, *flags: str, **env: str) -> Iterator[list[Worker]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 #: Seconds for anything that is waited for; far more than it takes on a machine that has nothing else to do.
-PATIENCE_S = 90.0
+PATIENCE_S = 120.0
 
 T = TypeVar("T")
 

@@ -35,8 +35,10 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; one that has ended already gets none."""
-        if self.alive:
-            os.kill(self.pid, number)
+        # It may end just now.
+        with contextlib.suppress(ProcessLookupError):
+            if self.alive:
+                os.kill(self.pid, number)
 
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """The exit status, once there is one. Raises TimeoutError."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import redis
 
-from producer.server import free_port, server_binary
+from producer.server import server_binary
 from tests.machines import Host
-from tests.patience import wait_until
+from tests.patience import PATIENCE_S, wait_until
+from tests.ports import free_port
 from tests.redis_users import as_user, login, users_file
 
 
@@ -38,7 +39,7 @@ class Server:
             self._config += [f'unixsocket "{folder}/socket"', "protected-mode no"]
         self._password = password
         self._process: subprocess.Popen[bytes] | None = None
-        self.client = redis.Redis.from_url(self.console, decode_responses=True, socket_timeout=5)
+        self.client = redis.Redis.from_url(self.console, decode_responses=True, socket_timeout=PATIENCE_S)
 
     def url_through(self, port: int) -> str:
         """``url`` by way of something that listens on another port."""
@@ -80,6 +81,8 @@ class Server:
         self.client.close()
 
     def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "server.log").read_text()
         with contextlib.suppress(redis.RedisError):
             return bool(self.client.ping())
         return False

@@ -19,6 +19,8 @@ MODEL, ROWS, TOKENS = "tiny", 200, 8
 _SAMPLE_S = 2.0
 #: Jobs that are there at once.
 _LIVE = 2
+#: A quarter of the samples has one at least, however slow the machine is.
+_LEAST_SAMPLES = 4
 
 
 def soak(mill: Mill, server: Server, model: Path, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
@@ -30,8 +32,9 @@ def soak(mill: Mill, server: Server, model: Path, seconds: float, say: Callable[
     started = next_sample = time.monotonic()
     store_id = mill.store.id
     with mill.connection() as connection, mill.redis() as client:
-        while time.monotonic() < started + seconds or any(not job.status.ended for job in connection.ledger.jobs()):
-            over = time.monotonic() >= started + seconds
+        over = False
+        while not over or any(not job.status.ended for job in connection.ledger.jobs()):
+            over = time.monotonic() >= started + seconds and len(samples) >= _LEAST_SAMPLES
             if not over and sum(not job.status.ended for job in connection.ledger.jobs()) < _LIVE:
                 jobs.append(_submit(mill, len(jobs)))
             if not over and time.monotonic() >= next_sample:

@@ -36,9 +36,10 @@ def contents(mill: Mill, job: str) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def cancelled(mill: Mill) -> str:
     """A job that was cancelled while it ran."""
-    job = submit(mill, "cut-short", 100, "--max-tokens", "40", "--n", "2", "--temperature", "1")
-    mill.wait_for_rows(job, 10)
-    mill.call("cancel", job).ok()
+    with mill.held(batch=2):
+        job = submit(mill, "cut-short", 100, "--max-tokens", "40", "--n", "2", "--temperature", "1")
+        mill.wait_for_rows(job, 10)
+        mill.call("cancel", job).ok()
     assert mill.wait_for(job, "cancelled")["rows"]["cancelled"] > 0
     return job
 
@@ -159,9 +160,10 @@ def test_a_deleted_job_is_gone(mill: Mill) -> None:
 
 
 def test_a_running_job_can_be_deleted_and_its_workers_go_on(mill: Mill) -> None:
-    job = submit(mill, "stopped", 200, "--max-tokens", "100")
-    mill.wait_for_rows(job, 5)
-    mill.call("delete", job, "--yes").ok()
+    with mill.held(batch=2):
+        job = submit(mill, "stopped", 200, "--max-tokens", "100")
+        mill.wait_for_rows(job, 5)
+        mill.call("delete", job, "--yes").ok()
     other = submit(mill, "goes-on", 10, "--wait")
 
     assert mill.status(other)["rows"]["completed"] == 10

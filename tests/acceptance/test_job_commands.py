@@ -91,8 +91,9 @@ def test_watch_ends_with_the_job_and_prints_where_its_results_are(mill: Mill) ->
 
 
 def test_a_paused_job_stays_and_a_resumed_one_ends(mill: Mill) -> None:
-    job = submit(mill, "paused", 200, "--max-tokens", "32")
-    paused = mill.call("pause", job, "--json").ok().json
+    with mill.held(batch=2):
+        job = submit(mill, "paused", 200, "--max-tokens", "32")
+        paused = mill.call("pause", job, "--json").ok().json
     quiet = mill.wait_for(job, "paused")
     while (running := mill.status(job))["batches"]["running"]:
         time.sleep(0.1)
@@ -123,9 +124,10 @@ def test_cancelling_a_waiting_job_gives_every_row_without_a_worker(mill: Mill) -
 
 
 def test_cancelling_a_running_job_keeps_finished_rows(mill: Mill) -> None:
-    job = submit(mill, "halfway", 300, "--max-tokens", "100")
-    mill.wait_for_rows(job, 5)
-    mill.call("cancel", job).ok()
+    with mill.held(batch=2):
+        job = submit(mill, "halfway", 300, "--max-tokens", "100")
+        mill.wait_for_rows(job, 5)
+        mill.call("cancel", job).ok()
     rows = mill.wait_for(job, "cancelled")["rows"]
     table = mill.table(job)
 

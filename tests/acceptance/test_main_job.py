@@ -15,6 +15,7 @@ import pytest
 
 from tests.mill import Mill, rows_in_order
 from tests.outcome import Outcome
+from tests.patience import wait_until
 
 ROWS = 40
 COLUMNS = ["row_index", "sample_index", "custom_id", "status", "error_code", "error_message", "text",
@@ -141,9 +142,8 @@ def test_the_manifest_agrees_with_the_files(mill: Mill, job: str) -> None:
     assert manifest["rows"] == {"total": ROWS * 3, "completed": ROWS * 3, "failed": 0, "cancelled": 0, "expired": 0}
     assert sum(file["rows"] for file in manifest["files"]) == mill.table(job).num_rows
     assert {file["path"] for file in manifest["files"]} == {path.name for path in folder.glob("*.parquet")}
-    assert not list(mill.store_path.glob(f"data/{mill.record(job).stage}/parts/*")), (
-        "parts go when the dataset is whole"
-    )
+    parts = mill.store_path / "data" / mill.record(job).stage / "parts"
+    wait_until("the parts to go, now that the dataset is whole", lambda: not list(parts.glob("*")))
 
 
 def test_csv_rows_go_through_a_template_and_keep_their_text(mill: Mill) -> None:

@@ -205,11 +205,19 @@ def test_results_can_be_taken_row_by_row_and_as_files(client: Client, tmp_path: 
 
 
 _INTERRUPTED = """
-import os, signal, threading
+import os, signal, sys, threading, time, traceback
 from producer import Client
+from producer.watch import statuses
+
+main = threading.main_thread().ident
+
+def interrupt():
+    while not any(frame.f_code is statuses.__code__ for frame, _ in traceback.walk_stack(sys._current_frames()[main])):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
 
 job = Client().submit([{"prompt": "waits"}], model="nobody")
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+threading.Thread(target=interrupt).start()
 job.wait()
 """
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from jobs.ledger import keys
 from tests.mill import Mill
 
 
@@ -47,9 +48,10 @@ def test_the_figures_are_those_of_the_dataset(mill: Mill, ended: str) -> None:
 def test_a_job_that_runs_reports_what_has_finished(mill: Mill) -> None:
     source = mill.prompts("under-way", 60)
     arguments = ("submit", source, "--model", "tiny", "--max-tokens", "60", "--batch-size", "5")
-    job = mill.call(*arguments).ok().out.strip()
-    mill.wait_for_rows(job, 5)
-    mill.call("pause", job).ok()
+    with mill.held(batch=2):
+        job = mill.call(*arguments).ok().out.strip()
+        mill.wait_for_rows(job, 5)
+        mill.call("pause", job).ok()
     report = mill.call("report", job, "--json").ok().json
     page = mill.call("report", job, "--out", "-").ok().out
     mill.call("resume", job).ok()
@@ -94,7 +96,7 @@ def test_the_report_of_an_unknown_job_exits_2(mill: Mill) -> None:
 
 
 def test_watch_alone_takes_the_one_job_that_lives(idle: Mill) -> None:
-    first = idle.call("submit", idle.prompts("first", 2), "--model", "nobody", "--deadline", "2s").ok().out.strip()
+    first = idle.call("submit", idle.prompts("first", 2), "--model", "nobody", "--deadline", "1h").ok().out.strip()
     second = idle.call("submit", idle.prompts("second", 2), "--model", "nobody").ok().out.strip()
     several = idle.call("watch")
     idle.call("cancel", second).ok()
@@ -102,6 +104,9 @@ def test_watch_alone_takes_the_one_job_that_lives(idle: Mill) -> None:
 
     assert several.code == 2
     assert f"2 jobs live, newest first: {second} (in_progress), {first} (in_progress)" in several.err
+    with idle.redis() as client:
+        deadlines = keys.key(idle.store.id, "deadlines")
+        assert client.zadd(deadlines, {first: 1.0}, xx=True, ch=True) == 1, "its deadline passes now"
     alone = idle.call("watch", "--json")
     assert (alone.code, alone.json["id"], alone.json["status"]) == (1, first, "expired")
     none = idle.call("watch")

@@ -163,9 +163,10 @@ def test_a_format_that_is_none_exits_2(mill: Mill, job: str) -> None:
 def test_a_job_that_is_paused_half_way_has_partial_results(mill: Mill, tmp_path: Path) -> None:
     source = mill.prompts("partial", 120)
     flags = ("--max-tokens", "64", "--batch-size", "10")
-    job = mill.call("submit", source, "--model", "tiny", *flags).ok().out.strip()
-    mill.wait_for_rows(job, 10)
-    mill.call("pause", job).ok()
+    with mill.held(batch=2):
+        job = mill.call("submit", source, "--model", "tiny", *flags).ok().out.strip()
+        mill.wait_for_rows(job, 10)
+        mill.call("pause", job).ok()
     refused = mill.call("results", job)
     said = mill.call("results", job, "--partial", "--to", str(tmp_path / "some.jsonl")).ok().err
     printed = mill.call("results", job, "--partial", "--columns", "row_index").ok()

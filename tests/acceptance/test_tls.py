@@ -62,6 +62,7 @@ def test_a_job_goes_all_the_way_over_tls_with_client_certificates(
     assert server.client.exists(f"promptmill:{mill.store.id}:celery:_kombu.binding.permits.tiny")
 
 
+SILENCE = "TLS to a port without"
 _REFUSED: dict[str, tuple[Callable[[Doors, Server], str], int, str]] = {
     "an authority that nobody named": (
         lambda d, _: d.url(d.good), 3, "unable to get local issuer certificate (TLS); ?ssl_ca_certs=FILE names",
@@ -84,7 +85,7 @@ _REFUSED: dict[str, tuple[Callable[[Doors, Server], str], int, str]] = {
     "no TLS to a port that has it": (
         lambda d, _: d.url(d.good).replace("rediss:", "redis:").rstrip("?"), 3, "(without TLS)",
     ),
-    "TLS to a port without": (
+    SILENCE: (
         lambda d, s: d.url(s.port, ca_certs=d.ours), 3, "in time over TLS: a port without TLS is redis://",
     ),
     "a file of authorities that is not there": (
@@ -103,7 +104,8 @@ _REFUSED: dict[str, tuple[Callable[[Doors, Server], str], int, str]] = {
 def test_what_is_wrong_with_tls_is_told_in_a_line(
     idle: Mill, server: Server, doors: Doors, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    monkeypatch.setattr("jobs.ledger.connection.SOCKET_TIMEOUT_S", 0.5)
+    if trouble == SILENCE:  # all others answer, sooner or later
+        monkeypatch.setattr("jobs.ledger.connection.SOCKET_TIMEOUT_S", 0.5)
     url, code, said = _REFUSED[trouble]
     done = submit(idle, idle.write("good.jsonl", GOOD), PROMPTMILL_REDIS_URL=url(doors, server))
 

@@ -145,5 +145,5 @@ def test_a_worker_that_still_loads_its_model_ends_at_once(
     worker = mill.worker("slow", tiny, PLUGIN="tests.slow_model")
     wait_until("it to load", lambda: "loads" in worker.said())
     worker.send(number)
-    assert worker.wait(30) == status
+    assert worker.wait() == status
     assert worker.said().splitlines()[-1] == "loads"

@@ -19,8 +19,8 @@ from tests.mill import Mill
 
 pytestmark = pytest.mark.faults
 
-#: Seconds in which a worker consumes again after a message that it cannot use.
-SOON_S = 10.0
+#: Seconds in which a worker consumes again after a message that it cannot use: a few, of a machine that has much to do.
+SOON_S = 45.0
 
 
 def permits(mill: Mill) -> Permits:
@@ -60,10 +60,8 @@ MESSAGES = {
 def test_after_a_message_that_is_none_of_ours_the_worker_consumes_again(mill: Mill, tiny: Path, what: str) -> None:
     with mill.supervised("tiny", tiny, "--grace", "1"), mill.redis() as client:
         client.rpush(queue_key(mill.store.id, "tiny"), MESSAGES[what])
-        started = time.monotonic()
         job = submit(mill, what.replace(" ", "-"), 10, 5, tokens=4)
-        assert_whole(mill, job, 10)
-        assert time.monotonic() - started < SOON_S
+        assert_whole(mill, job, 10, timeout_s=SOON_S)
 
 
 def delete_messages(mill: Mill) -> None:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_work import submit
+from fault_work import leases, submit
 
-from jobs.ledger import keys
-from tests.mill import LEASE_S, Mill, rows_in_order
+from tests.mill import Mill, rows_in_order
 from tests.patience import wait_until
 from tests.processes import Process, Worker
 from tests.redis_server import Server
 
 pytestmark = pytest.mark.faults
+
+#: Seconds: many times the lease and the sweep of these workers, and fewer than the lease that workers have by default.
+NOTICED_S = 45.0
 
 
 @pytest.fixture
@@ -29,13 +31,6 @@ def workers(mill: Mill, tiny: Path) -> list[Worker]:
     alive += [mill.worker("tiny", tiny, "--grace", "0.2") for _ in range(2 - len(alive))]
     mill.wait_for_workers(alive)
     return alive
-
-
-def leases(mill: Mill, job: str) -> list[str]:
-    """The owner of each lease of ``job``."""
-    with mill.ledger() as ledger, mill.redis() as client:
-        held: list[str] = client.hvals(keys.key(ledger.store_id, "job_leases", job))
-    return [lease.split("|", 4)[4] for lease in held]
 
 
 def stop_with_leases(mill: Mill, job: str, worker: Process) -> None:
@@ -67,26 +62,26 @@ def assert_exactly(mill: Mill, job: str, rows: int) -> dict[str, Any]:
 
 
 def test_a_worker_that_is_killed_half_way_costs_no_row(mill: Mill, workers: list[Worker]) -> None:
-    job = submit(mill, "killed", 1_000, 50)
-    mill.wait_for_rows(job, 200)
-    stop_with_leases(mill, job, workers[0])
-    before = mill.status(job)["rows"]["completed"]
-    workers[0].send(signal.SIGKILL)
+    with mill.held(batch=4):
+        job = submit(mill, "killed", 1_000, 50)
+        mill.wait_for_rows(job, 200)
+        stop_with_leases(mill, job, workers[0])
+        workers[0].send(signal.SIGKILL)
 
-    assert before < 800, "the job was as good as over when the worker died"
     assert_exactly(mill, job, 1_000)
     # Whether the dead worker had committed anything by then is the machine's business.
     assert max(mill.table(job)["attempt"].to_pylist()) == 2, "what the dead worker held was run again"
 
 
 def test_a_worker_that_is_told_to_end_hands_its_batches_back_at_once(mill: Mill, workers: list[Worker]) -> None:
-    job = submit(mill, "drained")
-    mill.wait_for_rows(job, 40)
-    stop_with_leases(mill, job, workers[0])
-    workers[0].send(signal.SIGTERM)
-    workers[0].send(signal.SIGCONT)
+    with mill.held(batch=2):
+        job = submit(mill, "drained")
+        mill.wait_for_rows(job, 40)
+        stop_with_leases(mill, job, workers[0])
+        workers[0].send(signal.SIGTERM)
+        workers[0].send(signal.SIGCONT)
+        assert workers[0].wait() == 0
 
-    assert workers[0].wait(20) == 0
     assert not [owner for owner in leases(mill, job) if f"-{workers[0].pid}-" in owner]
     with mill.ledger() as ledger:
         assert workers[0].pid not in {worker.pid for worker in ledger.workers()}
@@ -159,13 +154,15 @@ def test_a_job_whose_producer_died_before_it_told_redis_is_run(mill: Mill, worke
 
 
 def test_the_death_of_a_worker_is_noticed_within_lease_and_sweep(mill: Mill, workers: list[Worker]) -> None:
-    job = submit(mill, "noticed", 200, 20)
-    stop_with_leases(mill, job, workers[0])
-    workers[0].send(signal.SIGKILL)
-    killed = time.monotonic()
-    wait_until("its leases to go back", lambda: not any(f"-{workers[0].pid}-" in owner for owner in leases(mill, job)))
-
-    assert time.monotonic() - killed < LEASE_S + 3
+    with mill.held(batch=0):
+        job = submit(mill, "noticed", 200, 20)
+        stop_with_leases(mill, job, workers[0])
+        workers[0].send(signal.SIGKILL)
+        killed = time.monotonic()
+        wait_until(
+            "its leases to go back", lambda: not any(f"-{workers[0].pid}-" in owner for owner in leases(mill, job))
+        )
+        assert time.monotonic() - killed < NOTICED_S
     assert_exactly(mill, job, 200)
 
 

@@ -11,6 +11,7 @@ import pytest
 from ops.faults import plugin
 from ops.faults.checker import Expected, Published, Work, check_job
 from ops.faults.reference import texts_alone
+from tests.integration.ledger.ledger_work import let_leases_expire
 from tests.mill import Mill
 from tests.patience import wait_until
 
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.faults
 
 ROWS, BATCH, TOKENS = 20, 4, 8
 PROMPTS = [f"the lamp number {i}" for i in range(ROWS)]
-#: Seconds: what is left to its lease is back soon.
-SHORT = {"PROMPTMILL_LEASE_S": "1.5", "PROMPTMILL_SWEEP_S": "0.3"}
+#: Seconds: what has come back is soon found.
+SOON = {"PROMPTMILL_SWEEP_S": "0.3"}
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +43,13 @@ def test_a_worker_that_is_killed_there_costs_no_row_and_no_row_is_written_twice(
 ) -> None:
     logs = {"PLUGIN": plugin.__name__, "FAULTS_LOG": str(tmp_path)}
     job, published = submit(mill, point.replace(" ", "-")), Published(mill.store_path)
-    killed = mill.worker("tiny", tiny, **SHORT, **logs, FAULTS_KILL=point)
+    killed = mill.worker("tiny", tiny, **SOON, **logs, FAULTS_KILL=point)
 
     assert killed.wait() == -signal.SIGKILL, killed.said()
     published.look()
-    heir = mill.worker("tiny", tiny, **SHORT, **logs)
+    with mill.redis() as client, mill.ledger() as ledger:
+        let_leases_expire(client, ledger)
+    heir = mill.worker("tiny", tiny, **SOON, **logs)
     try:
         wait_until("the job to end", lambda: mill.status(job)["status"] == "completed")
     finally:

@@ -22,7 +22,8 @@ from tests.processes import Process
 
 pytestmark = pytest.mark.faults
 
-ROWS = 120
+#: Many times the rows that its workers have in hand: these still end when it is interrupted.
+ROWS = 480
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def alone(tmp_path: Path) -> Iterator[Mill]:
 def arguments(mill: Mill, model: Path) -> tuple[str, ...]:
     rows = [{"messages": [{"role": "user", "content": f"lamp {n}"}], "number": n} for n in range(ROWS)]
     source = mill.write("chats.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    flags = ("--batch-size", "5", "--max-tokens", "64", "--device", "cpu")
+    flags = ("--batch-size", "5", "--max-tokens", "16", "--device", "cpu")
     return ("run", source, "--model", f"chat={model}", *flags)
 
 
@@ -108,7 +109,7 @@ def test_an_interrupted_and_then_killed_run_goes_on_with_the_same_command(alone:
 
     interrupted = start(alone, *command)
     interrupted.send(signal.SIGINT)
-    assert interrupted.wait(40) == 130
+    assert interrupted.wait() == 130
     assert "the same command goes on" in interrupted.said()
     assert "Traceback" not in interrupted.said()
     assert children(alone) == []
@@ -120,7 +121,7 @@ def test_an_interrupted_and_then_killed_run_goes_on_with_the_same_command(alone:
     killed.send(signal.SIGKILL)
     killed.wait()
     # The server stays for the run that comes next; the workers see that their parent is gone.
-    wait_until("the workers to end", lambda: len(children(alone)) <= 1, timeout_s=40)
+    wait_until("the workers to end", lambda: len(children(alone)) <= 1)
     assert not list(alone.store_path.glob("results/*/_SUCCESS"))
 
     last = alone.run(*command, "--out", str(alone.folder / "copy.csv")).ok()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ import yaml
 from fault_work import submit
 
 from tests.mill import Mill
-from tests.patience import wait_until
+from tests.patience import PATIENCE_S, wait_until
+from tests.ports import free_port
 from tests.processes import Command, Process
 from tests.redis_server import Server
 
@@ -27,16 +27,10 @@ ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "ops" / "monitoring"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def get(port: int, path: str) -> tuple[int, str]:
     """Status and body; 0 where nobody answers."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_S) as answer:
             return int(answer.status), answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -46,7 +40,9 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 def samples(port: int) -> dict[str, float]:
     """A scrape: value by series as it is written."""
-    lines = get(port, "/metrics")[1].splitlines()
+    status, text = get(port, "/metrics")
+    assert status == 200, "it does not answer"
+    lines = text.splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
 
@@ -100,30 +96,33 @@ def test_a_worker_and_an_exporter_are_seen_through_a_job_and_the_loss_of_redis(
     worker = mill.worker("tiny", tiny, "--metrics-port", str(port), **as_json)
     exporter, exported = started_exporter(mill, "--model", "tiny", "--model", "never", **as_json)
     mill.wait_for_workers([worker])
-    job = submit(mill, "seen", rows=80, batch=8)
-    mill.wait_for_rows(job, 16)
+    with mill.held(batch=2):
+        job = submit(mill, "seen", rows=80, batch=8)
+        mill.wait_for_rows(job, 16)
 
-    # Both know each other, and no model is without its series.
-    wait_until("the worker's registration", lambda: ready(port) and ready(exported))
-    wait_until("the backlog to be seen", lambda: samples(exported)['promptmill_backlog_batches{model="tiny"}'] > 0)
-    seen = samples(exported)
-    assert seen['promptmill_workers{model="tiny"}'] == 1
-    assert seen['promptmill_backlog_batches{model="never"}'] == seen['promptmill_workers{model="never"}'] == 0
-    assert_expressions_are_served(labels_served(port, exported))
+        # Both know each other, and no model is without its series.
+        wait_until("the worker's registration", lambda: ready(port) and ready(exported))
+        wait_until("the backlog to be seen", lambda: samples(exported)['promptmill_backlog_batches{model="tiny"}'] > 0)
+        seen = samples(exported)
+        assert seen['promptmill_workers{model="tiny"}'] == 1
+        assert seen['promptmill_backlog_batches{model="never"}'] == seen['promptmill_workers{model="never"}'] == 0
+        assert_expressions_are_served(labels_served(port, exported))
 
-    own_server.kill()
-    wait_until("the exporter to see it", lambda: not ready(exported))
-    wait_until("the worker to see it", lambda: "heartbeats wait" in worker.said())
-    last = samples(exported)
-    assert (last['promptmill_up{part="redis"}'], last['promptmill_up{part="store"}']) == (0, 1)
-    assert last['promptmill_workers{model="tiny"}'] == 1, "what was known last is still served"
-    assert get(exported, "/healthz")[0] == get(port, "/healthz")[0] == get(port, "/readyz")[0] == 200
+        own_server.kill()
+        wait_until("the exporter to see it", lambda: not ready(exported))
+        wait_until("the worker to see it", lambda: "heartbeats wait" in worker.said())
+        last = samples(exported)
+        assert (last['promptmill_up{part="redis"}'], last['promptmill_up{part="store"}']) == (0, 1)
+        assert last['promptmill_workers{model="tiny"}'] == 1, "what was known last is still served"
+        assert get(exported, "/healthz")[0] == get(port, "/healthz")[0] == get(port, "/readyz")[0] == 200
 
     own_server.start()
     mill.wait_for(job, "completed")
     wait_until("the exporter to see it", lambda: ready(exported))
     wait_until("the end", lambda: samples(exported)['promptmill_backlog_batches{model="tiny"}'] == 0)
     assert samples(exported)['promptmill_recoveries_total{reason="redis_reconnected"}'] == 1
+    # The exporter may have ended the job while the worker's last batch was on its way to the figures.
+    wait_until("all batches to be counted", lambda: samples(port)["promptmill_batch_seconds_count"] >= 10)
     done = samples(port)
     assert done['promptmill_rows_total{model="tiny",status="ok"}'] == 80
     assert done["promptmill_batch_seconds_count"] == 10
@@ -161,7 +160,7 @@ def test_an_exporter_waits_for_redis_and_then_ends_the_jobs_that_no_worker_would
     with mill.ledger() as ledger:
         ledger.cancel("lone")
     wait_until("the dataset", (mill.dataset("lone") / "_SUCCESS").exists)
-    wait_until("the end", lambda: samples(port)['promptmill_jobs{model="nobody",status="cancelled"}'] == 1)
+    wait_until("the end", lambda: samples(port).get('promptmill_jobs{model="nobody",status="cancelled"}') == 1)
     left = samples(port)
     assert left['promptmill_backlog_batches{model="nobody"}'] == 0, "a model without jobs is not forgotten"
     assert not [name for name in left if 'job_id="lone"' in name]

@@ -46,11 +46,12 @@ def test_a_cancel_keeps_what_is_committed_and_ends_the_rest(mill: Mill, workers:
 
 
 def test_a_cancel_of_what_is_paused_waiting_or_over(mill: Mill, workers: list[Worker]) -> None:
-    paused = submit(mill, "paused", ROWS, 10)
-    mill.call("pause", paused).ok()
+    with mill.held(batch=2):
+        paused = submit(mill, "paused", ROWS, 10)
+        mill.call("pause", paused).ok()
     waiting = submit(mill, "waiting", ROWS, 10, model="nobody")
     over = submit(mill, "over", 10, 10, tokens=2)
-    assert_whole(mill, over, 10)
+    mill.wait_for(over, "completed")
     for job in (paused, waiting, over):
         mill.call("cancel", job).ok()
     settled(mill, paused, "cancelled")

@@ -13,8 +13,8 @@ from jobs.ledger.connection import connect
 from jobs.permits import Permits, make_app
 from jobs.settings import Settings
 from tests.mill import Mill
-from tests.mill import _free_port as free_port
 from tests.patience import wait_until
+from tests.ports import free_port
 from tests.redis_server import Server
 from tests.redis_users import User, as_user, password
 from tests.redis_users import refused as refused_commands

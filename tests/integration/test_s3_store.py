@@ -194,4 +194,4 @@ def test_an_endpoint_that_is_away_is_said_to_be_within_seconds(monkeypatch: pyte
         began = time.monotonic()
         with pytest.raises(StoreUnavailableError, match="s3://bucket/prefix"):
             Store.open("s3://bucket/prefix", create=True)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60

@@ -64,7 +64,7 @@ def test_a_server_that_is_away_is_said_within_seconds() -> None:
         began = time.monotonic()
         with pytest.raises(RedisUnavailableError, match="did not take a permit for model tiny") as raised:
             permits.send("tiny")
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         assert "secret" not in str(raised.value)
         permits.close()
 

@@ -82,14 +82,21 @@ class TestHeartbeat:
 
 class TestExpiry:
     def test_a_lease_lasts_as_long_as_it_says(self, redis_server, ledger: Ledger) -> None:
-        short = Ledger.connect(redis_server.url, ledger.store_id, lease_s=0.4)
-        short.accept(job_file())
-        mine = claimed(short)
-        for _ in range(3):
-            time.sleep(0.2)
-            assert beat(short, mine) is LeaseState.HELD
-            assert short.sweep("s").returned == []
-        time.sleep(0.45)
+        def until() -> float:
+            return float(redis_server.client.zscore(keys.key(ledger.store_id, "leases"), "job:0"))
+
+        ledger.accept(job_file())
+        before = ledger.now()
+        mine = claimed(ledger)
+        assert before + ledger.lease_s <= until() <= ledger.now() + ledger.lease_s
+        before = ledger.now()
+        assert beat(ledger, mine) is LeaseState.HELD
+        assert before + ledger.lease_s <= until() <= ledger.now() + ledger.lease_s
+        assert ledger.sweep("s").returned == []
+
+        short = Ledger.connect(redis_server.url, ledger.store_id, lease_s=0.2)
+        assert beat(short, mine) is LeaseState.HELD
+        time.sleep(0.25)
         assert short.sweep("s").returned == [("job", 0)]
         again = claimed(short, W2)
         assert (again.batch, again.attempt) == (0, 2)

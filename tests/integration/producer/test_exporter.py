@@ -27,7 +27,7 @@ def place(redis_server: Any, tmp_path: Path) -> Iterator[tuple[Path, Exporter]]:
     Store.open(settings.store, create=True)
     exporter = Exporter(settings)
     exporter.start()
-    wait_until("the exporter to be ready", lambda: exporter.ready() is None, 20)
+    wait_until("the exporter to be ready", lambda: exporter.ready() is None)
     yield tmp_path / "store", exporter
     exporter.stop()
 
@@ -38,7 +38,7 @@ def test_figures_that_nobody_keeps_up_any_more_are_not_passed_off_as_new(
     folder, exporter = place
     with patch.object(keys, "LAYOUT", 2):
         redis_server.client.set(keys.layout(Store.open(str(folder)).id), 3)
-    wait_until("the exporter to see it", lambda: "as a later release keeps it" in (exporter.ready() or ""), 20)
+    wait_until("the exporter to see it", lambda: "as a later release keeps it" in (exporter.ready() or ""))
     assert not exporter.known.up()["redis"]
 
 
@@ -47,7 +47,7 @@ def test_a_store_that_takes_the_place_of_another_is_looked_at_in_its_stead(
 ) -> None:
     folder, exporter = place
     folder.rename(tmp_path / "away")
-    wait_until("the exporter to miss it", lambda: "is gone" in (exporter.ready() or ""), 20)
+    wait_until("the exporter to miss it", lambda: "is gone" in (exporter.ready() or ""))
     other = Store.open(str(folder), create=True)
     ledger = Ledger.connect(redis_server.url, other.id)
     accept(ledger, "one", "other")
@@ -56,7 +56,7 @@ def test_a_store_that_takes_the_place_of_another_is_looked_at_in_its_stead(
     def seen() -> bool:
         return exporter.known.ledger is not None and "other" in exporter.known.ledger.models
 
-    wait_until("the exporter to look at the other", lambda: seen() and exporter.ready() is None, 20)
+    wait_until("the exporter to look at the other", lambda: seen() and exporter.ready() is None)
 
 
 # That SystemExit ends a thread is no news but to pytest.
@@ -87,6 +87,6 @@ def test_an_exporter_of_a_store_without_jobs_says_which_others_there_are(
     settings = Settings(store=str(tmp_path / "stroe"), redis_url=redis_server.producer_url, sweep_s=0.1)
     exporter = Exporter(settings)
     exporter.start()
-    wait_until("the exporter to be ready", lambda: exporter.ready() is None, 20)
+    wait_until("the exporter to be ready", lambda: exporter.ready() is None)
     exporter.stop()
     assert f"the store {settings.store} has no jobs; this Redis also serves {place[0]}" in caplog.messages

@@ -73,7 +73,7 @@ class Mill:
             claimed = sum(BATCH if job == "huge" else SMALL for job, _ in self.claims)
             return not self.worker.has_room and self.engine.stats().rows + self.engine.rows_in_hand == claimed
 
-        wait_until("the rows of claimed batches to fill the engine", there, 30)
+        wait_until("the rows of claimed batches to fill the engine", there)
 
     def step_until(self, what: Callable[[], bool]) -> None:
         for _ in range(500):

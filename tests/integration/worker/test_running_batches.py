@@ -12,6 +12,7 @@ import pytest
 from jobs.ledger import LeaseState
 from jobs.reconcile import Reconciler
 from jobs.spec import Status
+from tests.patience import PATIENCE_S
 from worker.claims import run_claim, run_permit
 from worker.context import WorkerContext
 from worker.engine.request import Request
@@ -41,7 +42,7 @@ class Running:
         self.upkeep.heartbeat.beat()
 
     def end(self) -> None:
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
 

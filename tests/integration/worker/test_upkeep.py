@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 
 from jobs.errors import ForeignStoreError, RedisUnavailableError
-from jobs.ledger import LeaseState
+from jobs.ledger import LeaseState, keys
 from jobs.spec import SamplingParams
 from jobs.store import Store
+from tests.integration.ledger.ledger_work import let_leases_expire
 from tests.integration.worker.conftest import Bench
-from tests.patience import wait_until
+from tests.patience import PATIENCE_S, wait_until
 from worker.context import WorkerContext
 from worker.engine.fake import FakeEngine
 from worker.engine.request import EngineStats, Request
 from worker.heartbeat import Upkeep
 
+#: What sets the pace of the heartbeats; leases themselves last longer, and end when a test says so.
 LEASE_S = 1.0
 
 
@@ -52,7 +54,7 @@ def rounds() -> Iterator[Rounds]:
 def worker(bench: Bench) -> WorkerContext:
     worker = bench.worker()
     worker.settings = worker.settings.model_copy(update={"lease_s": LEASE_S, "sweep_s": 0.1})
-    bench.ledger.lease_s = LEASE_S
+    bench.ledger.lease_s = 60.0
     return worker
 
 
@@ -73,11 +75,14 @@ def test_leases_live_on_and_a_permit_is_sent_while_a_sweep_takes_its_time(
     assert claim is not None
     lease = worker.leases.hold(claim)
     request.getfixturevalue("upkeep")
-    wait_until("a permit", lambda: bench.ledger.queue_length(bench.permits.queue_key("fake")), 5.0)
-    time.sleep(3 * LEASE_S)
-    sweep = bench.ledger.sweep("another")
-    assert sweep is not None
-    assert sweep.returned == []
+    wait_until("a permit", lambda: bench.ledger.queue_length(bench.permits.queue_key("fake")))
+
+    def moved_on() -> bool:
+        seen.add(bench.redis.zscore(keys.key(bench.store.id, "leases"), f"{job.id}:{claim.batch}"))
+        return len(seen) > 3
+
+    seen: set[Any] = set()
+    wait_until("heartbeats that extend the lease", moved_on)
     assert (lease.state, bench.state(job).running) == (LeaseState.HELD, 1)
     assert len(rounds.begun) == 1
 
@@ -97,15 +102,14 @@ def test_leases_of_an_engine_that_stands_still_are_left_to_others_and_revived_wh
     stats = replace(EngineStats(), running_rows=1)
     worker.engine.stats = lambda: stats  # type: ignore[method-assign]
     heartbeat.beat()
-    time.sleep(1.5 * LEASE_S)
+    let_leases_expire(bench.redis, bench.ledger)
     heartbeat.beat()
     assert bench.ledger.sweep("another").returned == []
 
     heartbeat._pulse._moved -= worker.settings.stall_s * 0.6
+    let_leases_expire(bench.redis, bench.ledger)
     heartbeat.beat()
-    time.sleep(1.5 * LEASE_S)
-    heartbeat.beat()
-    assert bench.ledger.sweep("yet another").returned == [(job.id, 0)]
+    assert bench.ledger.sweep("another").returned == [(job.id, 0)]
 
     stats = replace(stats, steps=1)
     heartbeat.beat()
@@ -117,23 +121,28 @@ def test_leases_of_an_engine_that_stands_still_are_left_to_others_and_revived_wh
 def test_no_sweep_for_a_lease_after_an_outage(upkeep: Upkeep, rounds: Rounds) -> None:
     rounds.error = RedisUnavailableError("away")
     rounds.go_on.set()
-    wait_until("a second round", lambda: len(rounds.begun) > 1, 10.0)
+    wait_until("a second round", lambda: len(rounds.begun) > 1)
     assert rounds.begun[1] - rounds.begun[0] >= LEASE_S
 
 
 def test_a_heartbeat_that_fails_holds_off_the_sweeps(
     worker: WorkerContext, rounds: Rounds, monkeypatch: pytest.MonkeyPatch, request: Any
 ) -> None:
+    beats: list[float] = []
+
     def away(info: object, worked: bool) -> None:
+        beats.append(time.monotonic())
         raise RedisUnavailableError("away")
 
+    # Each beat holds the sweeps off for so long, and beats come six times as often.
+    worker.settings = worker.settings.model_copy(update={"lease_s": 3 * LEASE_S})
     rounds.go_on.set()
     monkeypatch.setattr(worker.ledger, "register", away)
     request.getfixturevalue("upkeep")
-    time.sleep(2 * LEASE_S)
+    wait_until("beats that fail", lambda: len(beats) > 3)
     assert len(rounds.begun) <= 1
     monkeypatch.undo()
-    wait_until("sweeps again", lambda: len(rounds.begun) > 2, 10.0)
+    wait_until("sweeps again", lambda: len(rounds.begun) > 2)
 
 
 def test_a_worker_is_not_listed_again_after_the_end_of_its_upkeep(
@@ -147,7 +156,7 @@ def test_a_worker_is_not_listed_again_after_the_end_of_its_upkeep(
         register(info, worked=worked)
 
     monkeypatch.setattr(worker.ledger, "register", slowly)
-    assert late.wait(5.0)
+    assert late.wait(PATIENCE_S)
     upkeep.stop()
     bench.ledger.unregister(worker.registration.id)
     time.sleep(0.7)
@@ -164,10 +173,10 @@ def test_a_worker_whose_store_was_replaced_by_another_drains(
         (tmp_path / "store").rename(tmp_path / "away")
         rounds.go_on.set()
         request.getfixturevalue("upkeep")
-        wait_until("sweeps", lambda: len(rounds.begun) > 2, 10.0)
+        wait_until("sweeps", lambda: len(rounds.begun) > 2)
         assert not told.is_set(), "a store that is gone may come back"
         Store.open(str(tmp_path / "store"), create=True)
-        wait_until("the drain", told.is_set, 10.0)
+        wait_until("the drain", told.is_set)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert isinstance(worker.outdated, ForeignStoreError)

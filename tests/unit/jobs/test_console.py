@@ -19,7 +19,7 @@ from jobs.settings import Settings
 
 def run(code: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, timeout=60, check=False, **options
+        [sys.executable, "-c", PRELUDE + code], capture_output=True, text=True, timeout=200, check=False, **options
     )  # type: ignore[call-overload,no-any-return]
 
 
@@ -65,7 +65,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     command = f'"{sys.executable}" -c "$SCRIPT" | head -n 1; echo "${{PIPESTATUS[0]}}"'
     ended = subprocess.run(
         ["bash", "-c", command], env={"SCRIPT": script, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=200, check=False,
     )  # fmt: skip
     assert ended.stdout.splitlines() == ["{", "0"]
     assert ended.stderr == ""
@@ -78,7 +78,7 @@ def test_a_stdout_that_is_full_is_told(code: str, unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
             [sys.executable, "-c", f"{PRELUDE}def app(): {code}\nrun_app(app)"], stdout=full, stderr=subprocess.PIPE,
-            env={"PYTHONUNBUFFERED": unbuffered}, text=True, timeout=60, check=False,
+            env={"PYTHONUNBUFFERED": unbuffered}, text=True, timeout=200, check=False,
         )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (2, "error: stdout cannot be written: No space left on device\n")
 
@@ -91,7 +91,7 @@ def test_a_full_disk_elsewhere_is_not_blamed_on_stdout() -> None:
 def test_the_command_line_is_guarded_before_its_imports() -> None:
     """A Ctrl-C among the imports is quiet because none of the slow ones come before the guard."""
     code = "import sys, producer.cli; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
     slow = {"typer", "pydantic", "pyarrow", "celery", "orjson", "rich", "jobs.console", "producer.client"}
     assert slow.isdisjoint(loaded.stdout.split())
 
@@ -106,7 +106,7 @@ def test_an_interrupt_among_the_imports_is_one_quiet_line() -> None:
         "sys.argv = ['promptmill', 'list']\n"
         "from producer.cli import main; main()"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from jobs.errors import InputError
 from jobs.telemetry.counters import Reason, Recoveries, recoveries
 from jobs.telemetry.exposition import Probes, ProcessCollector, serve
+from tests.ports import free_port
 
 Get = Callable[[str], tuple[int, str]]
 
@@ -26,9 +27,7 @@ def probes() -> Probes:
 def get(probes: Probes) -> Iterator[Get]:
     registry = CollectorRegistry()
     registry.register(ProcessCollector("exporter"))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     stop = serve("--port", port, probes, "127.0.0.1", registry)
 
     def get(path: str) -> tuple[int, str]:

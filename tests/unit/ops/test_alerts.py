@@ -29,7 +29,7 @@ def promtool(*arguments: str) -> None:
         cwd=MONITORING,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     if done.returncode == ABSENT:

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parents[3] / "ops" / "bench" / "engine"
 def _bench(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
     """stdout and stderr of the script."""
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr
 
