@@ -107,14 +107,18 @@ def _unregister(ledger: Ledger, worker: str) -> None:
 
 def _load(settings: Settings, options: WorkerOptions, store: Store, ledger: Ledger) -> WorkerContext:
     """The model and its engine, warm but not started. Raises ModelError."""
-    loaded = load_model(
+    return build_context(settings, options, store, ledger, model_for(options))
+
+
+def model_for(options: WorkerOptions) -> LoadedModel:
+    """The model that the options name. Raises ModelError."""
+    return load_model(
         options.model,
         options.source,
         device=options.device,
         dtype=options.dtype,
         trust_remote_code=options.trust_remote_code,
     )
-    return build_context(settings, options, store, ledger, loaded)
 
 
 def build_context(

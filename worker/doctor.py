@@ -9,10 +9,9 @@ import torch
 
 from jobs import __version__
 from jobs.spec import SamplingParams
-from worker.app import WorkerOptions, engine_for
+from worker.app import WorkerOptions, engine_for, model_for
 from worker.engine.build import describe
 from worker.engine.request import Request
-from worker.models import load_model
 
 _PROMPT = "Once upon a time"
 
@@ -20,13 +19,7 @@ _PROMPT = "Once upon a time"
 def examine(options: WorkerOptions) -> dict[str, Any]:
     """Load the model as a worker with these options would, generate one prompt, and report. Raises ModelError."""
     started = time.perf_counter()
-    loaded = load_model(
-        options.model,
-        options.source,
-        device=options.device,
-        dtype=options.dtype,
-        trust_remote_code=options.trust_remote_code,
-    )
+    loaded = model_for(options)
     load_s = time.perf_counter() - started
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     engine, engine_name = engine_for(options, loaded)

@@ -18,7 +18,7 @@ from jobs.spec import RowError
 from worker.engine import padding
 from worker.engine.attention import AttentionBackend
 from worker.engine.failures import Failure, classify
-from worker.engine.loop import EngineLoop
+from worker.engine.loop import SCAN_ROWS, SCAN_SECONDS, EngineLoop
 from worker.engine.memory import free_memory
 from worker.engine.request import EngineLimits, EngineStats
 from worker.engine.row import Row, RowTokenizer
@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 
 #: Tokens that a lone row is given at least where memory is short.
 MIN_CHUNK = 16
-
-#: Where that many rows are in hand, looking for cancelled ones waits for this many seconds since the last time.
-SCAN_ROWS, SCAN_SECONDS = 1000, 1.0
 
 
 def default_step_tokens(device: torch.device) -> int:

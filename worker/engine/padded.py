@@ -19,7 +19,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from jobs.spec import RowError
 from worker.engine import padding
 from worker.engine.failures import Failure, classify
-from worker.engine.loop import EngineLoop
+from worker.engine.loop import SCAN_ROWS, SCAN_SECONDS, EngineLoop
 from worker.engine.memory import free_memory
 from worker.engine.padded_batch import Batch, Choose, Counters, HaveEnded
 from worker.engine.padded_scheduler import PaddedScheduler
@@ -28,11 +28,6 @@ from worker.engine.request import EngineLimits, EngineStats
 from worker.engine.row import Row, RowTokenizer
 
 log = logging.getLogger(__name__)
-
-#: Looking for cancelled rows costs about 0.2 us for each that waits. Up to this many waiting rows it is done at
-#: every token step; with more, a fraction of a step would go into it, and it is done once in so many seconds.
-SCAN_ROWS = 1000
-SCAN_SECONDS = 1.0
 
 
 def default_batch_tokens(device: torch.device) -> int:
