@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import boto3
 import pytest
 import redis
-from moto.server import ThreadedMotoServer
 
 from tests.mill import Mill
 from tests.outcome import Outcome
 from tests.redis_server import Server
 from tests.redis_users import SECRETS
+from tests.s3_server import make_bucket, s3_server, variables
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIDs3cret", "AWS_SECRET_ACCESS_KEY": "s3cretaccess", "AWS_SESSION_TOKEN": "s3crettoken"}
 
@@ -22,17 +21,13 @@ KEYS = {"AWS_ACCESS_KEY_ID": "AKIDs3cret", "AWS_SECRET_ACCESS_KEY": "s3cretacces
 @pytest.fixture
 def far(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mill]:
     """A mill whose store is on S3, and whose Redis wants a login that is in a file."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    endpoint = {"AWS_ENDPOINT": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1"}
-    for name, value in {**KEYS, **endpoint, "AWS_EC2_METADATA_DISABLED": "true"}.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="secrets")
-    mill = Mill(tmp_path, server.url, f"s3://secrets/{tmp_path.name}")
-    yield mill
-    mill.close()
-    moto.stop()
+    with s3_server() as endpoint:
+        for name, value in {**variables(endpoint), **KEYS}.items():
+            monkeypatch.setenv(name, value)
+        make_bucket(endpoint, "secrets")
+        mill = Mill(tmp_path, server.url, f"s3://secrets/{tmp_path.name}")
+        yield mill
+        mill.close()
 
 
 def as_login(server: Server, user: str) -> dict[str, str]:

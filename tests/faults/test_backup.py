@@ -10,13 +10,13 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from jobs.store import Store
 from ops.faults.checker import Expected, check_job
 from tests.faults.fault_work import assert_whole, submit
 from tests.mill import Mill
 from tests.redis_server import Server
+from tests.s3_server import make_bucket, s3_server, variables
 
 pytestmark = pytest.mark.faults
 
@@ -79,18 +79,11 @@ def test_a_copy_of_a_store_made_while_a_job_ran_is_all_that_has_to_be_kept(
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """The URI of an empty place on an S3 server, of which commands and workers have the address and the keys."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_ENDPOINT": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="moved")
-    yield f"s3://moved/{tmp_path.name}"
-    moto.stop()
+    with s3_server() as endpoint:
+        for name, value in variables(endpoint).items():
+            monkeypatch.setenv(name, value)
+        make_bucket(endpoint, "moved")
+        yield f"s3://moved/{tmp_path.name}"
 
 
 def upload(folder: Path, uri: str) -> None:

@@ -25,12 +25,14 @@ from tests.mill import Mill
 from tests.patience import wait_until
 from tests.processes import Command, Worker
 from tests.redis_server import Server
+from tests.s3_server import variables
 
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's"),
 ]
 
+ROOT = Path(__file__).parents[2]
 #: Seconds: the lease, the sweep, and how long a worker that cannot be heard stays listed (30 in the product).
 LEASE_S, SWEEP_S, LISTED_S = 3.0, 0.5, 4
 ROWS, BATCH, TOKENS = 200, 10, 32
@@ -39,17 +41,6 @@ MAX_ROWS = 4
 MOST_IN_HAND = 2 * MAX_ROWS + 2 * BATCH
 HOSTS = ("redis", "s3", "producer", "worker1", "worker2", "worker3")
 WORKERS = HOSTS[3:]
-
-#: What the S3 host runs: a server with one bucket.
-_S3 = """
-import sys, threading, urllib.request
-from moto.server import ThreadedMotoServer
-address = sys.argv[1]
-ThreadedMotoServer(address, 9000, verbose=False).start()
-urllib.request.urlopen(urllib.request.Request(f"http://{address}:9000/mill", method="PUT"))
-print("ready", flush=True)
-threading.Event().wait()
-"""
 
 #: How the producer's host reads a dataset back: file by file, into a folder of this machine.
 _COPY = """
@@ -203,16 +194,14 @@ def machines() -> Iterator[Machines]:
 def site(machines: Machines, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     server = Server(folder / "redis", host=machines["redis"])
-    s3 = Command([sys.executable, "-c", _S3, machines["s3"].address], {}, folder / "s3.log", machines["s3"])
+    address = machines["s3"].address
+    serve = [sys.executable, "-m", "tests.s3_server", address, "9000", "mill"]
+    s3 = Command(serve, {}, folder / "s3.log", machines["s3"], cwd=ROOT)
     mill = Mill(folder, server.url, "s3://mill/store")
     mill.processes.append(s3)
     (folder / "logs").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true", "AWS_ALLOW_HTTP": "true",
-            "AWS_ENDPOINT": f"http://{machines['s3'].address}:9000",
-        }.items():  # fmt: skip
+        for name, value in variables(f"http://{address}:9000").items():
             patch.setenv(name, value)
         try:
             server.start()

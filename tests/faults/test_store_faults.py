@@ -6,11 +6,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import boto3
 import pytest
 from fault_work import assert_whole, submit
-from moto.server import ThreadedMotoServer
 
 from jobs import layout
 from ops.faults.checker import Expected, check_job
@@ -18,6 +17,7 @@ from ops.faults.proxy import Mode, Proxy
 from tests.mill import Mill
 from tests.patience import wait_until
 from tests.redis_server import Server
+from tests.s3_server import make_bucket, s3_server, variables
 
 pytestmark = pytest.mark.faults
 
@@ -143,21 +143,14 @@ def test_parts_that_lose_bits_or_their_end_are_set_aside_said_and_generated_agai
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[str, Proxy]]:
     """The URI of an empty store on an S3 server behind a proxy."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    proxy = Proxy((host, port))
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_ENDPOINT": f"http://127.0.0.1:{proxy.port}", "AWS_ALLOW_HTTP": "true",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="mill")
-    # All of moto's servers in a process have the same buckets.
-    yield f"s3://mill/{tmp_path.name}", proxy
-    proxy.close()
-    moto.stop()
+    with s3_server() as endpoint:
+        address = urlsplit(endpoint)
+        proxy = Proxy((str(address.hostname), int(address.port or 0)))
+        for name, value in variables(f"http://127.0.0.1:{proxy.port}").items():
+            monkeypatch.setenv(name, value)
+        make_bucket(endpoint, "mill")
+        yield f"s3://mill/{tmp_path.name}", proxy
+        proxy.close()
 
 
 @pytest.mark.parametrize("mode", ["cut", "refuse"])

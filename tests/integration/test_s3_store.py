@@ -13,36 +13,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from jobs.errors import ForeignStoreError, NotFoundError, StoreUnavailableError
 from jobs.finalize import finalize
 from jobs.spec import Status
 from jobs.store import Store
 from tests.job_work import accept_job, dataset, run_batches
+from tests.s3_server import make_bucket, s3_server, variables
 
 
 def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """The usual variables of an S3 endpoint; the keys keep every client from asking a metadata service for them."""
+    """No other variables of S3 than those of this endpoint."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_ENDPOINT": url, "AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true",
-    }.items():  # fmt: skip
+    for name, value in {**variables(url), "AWS_ENDPOINT_URL": url}.items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
-    finally:
-        server.stop()
+    with s3_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
@@ -50,7 +41,7 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
     """The URI of an empty bucket."""
     use_endpoint(monkeypatch, server)
     name = f"bucket-{abs(hash(request.node.name))}"
-    boto3.client("s3", endpoint_url=server).create_bucket(Bucket=name)
+    make_bucket(server, name)
     return f"s3://{name}"
 
 
