@@ -18,7 +18,7 @@
     ├── JobNotCompletedError        exit 1    a job that was waited for ended otherwise
     ├── LeaseLostError                        the work of a lease is to be dropped
     ├── NotFoundError                         no such object in the store
-    ├── DamagedFileError                      an object in the store cannot be read
+    ├── DamagedFileError            exit 3    an object in the store cannot be read
     └── ModelError                  exit 2    a model cannot be loaded or served
 
 The message of each says what was wrong, where, and what to do; commands print it as it is.
@@ -183,6 +183,8 @@ class NotFoundError(PromptmillError):
 
 class DamagedFileError(PromptmillError):
     """Raised when an object in the store is there but cannot be read as what its name says."""
+
+    exit_code = 3
 
 
 class ModelError(PromptmillError):

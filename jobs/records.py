@@ -98,4 +98,6 @@ def read_manifest(store: Store, job: str) -> dict[str, object] | None:
         manifest = orjson.loads(store.get(layout.manifest_file(job)))
     except (NotFoundError, orjson.JSONDecodeError) as error:
         raise DamagedFileError(f"{store.locate(layout.manifest_file(job))} cannot be read: {error}") from error
-    return manifest if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict):
+        raise DamagedFileError(f"{store.locate(layout.manifest_file(job))} is no manifest")
+    return manifest

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 
+from pydantic import ValidationError
+
 from jobs import layout
 from jobs.errors import DamagedFileError, InputError, JobVersionError, RedisUnavailableError, UnknownJobError
 from jobs.job_file import JobFile
@@ -24,7 +26,7 @@ _NAMED_JOBS = 10
 
 
 def job_status(connection: Connection, job: str) -> JobStatus:
-    """Raises UnknownJobError, InputError (no id), UnavailableError."""
+    """Raises UnknownJobError, InputError (no id), UnavailableError, DamagedFileError."""
     try:
         state = connection.ledger.job(job)
     except RedisUnavailableError:
@@ -49,10 +51,18 @@ def job_status(connection: Connection, job: str) -> JobStatus:
 
 
 def ended_status(connection: Connection, job: str) -> JobStatus | None:
-    """The status of a job that has ended, from the store alone; None for one that lives. Raises UnknownJobError."""
+    """The status of a job that has ended, from the store alone; None for one that lives. Raises UnknownJobError,
+    DamagedFileError.
+    """
     record = read_job(connection.store, job)
     manifest = read_manifest(connection.store, job)
-    return None if manifest is None else _of_manifest(connection, record, manifest)
+    if manifest is None:
+        return None
+    try:
+        return _of_manifest(connection, record, manifest)
+    except (KeyError, ValidationError) as error:
+        place = connection.store.locate(layout.manifest_file(job))
+        raise DamagedFileError(f"{place} does not say all that a manifest says: it was changed") from error
 
 
 def list_jobs(connection: Connection) -> tuple[list[JobStatus], list[str]]:

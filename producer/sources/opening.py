@@ -10,7 +10,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO, cast
 
 from jobs.errors import Problem, SourceError
@@ -86,7 +86,8 @@ def spool(stream: BinaryIO, name: str) -> BinaryIO:
             copy.write(block)
         copy.seek(0)
     except OSError as error:
-        copy.close()
+        with suppress(OSError):  # it tries again to write what it could not
+            copy.close()
         where = f"{tempfile.gettempdir()} cannot take it: {error.strerror or error}"
         reason = f"has to be unpacked on the disk, and {where}; set TMPDIR to a folder with more room"
         raise SourceError([Problem(name, None, reason)]) from error

@@ -60,6 +60,24 @@ def test_a_failed_job_says_why_and_recover_has_it_go_on(mill: Mill) -> None:
     assert mill.status(job)["status"] == "in_progress"
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"status": "completed", "rows": 3}', None])
+def test_a_job_whose_manifest_is_damaged_exits_3(mill: Mill, content: bytes | None) -> None:
+    job = submit(mill, "damaged", 3, "--again", model="nobody")
+    mill.call("cancel", job).ok()
+    manifest = mill.dataset(job) / "_manifest.json"
+    if content is None:
+        manifest.unlink()
+    else:
+        manifest.write_bytes(content)
+    with mill.ledger() as ledger:
+        ledger.forget(job)
+    done, listed = mill.call("status", job), mill.call("list")
+
+    assert (done.code, done.out, done.err.count("\n")) == (3, "", 1)
+    assert str(manifest) in done.err
+    assert (listed.code, job in listed.out, "Traceback" in listed.err) == (0, False, False)
+
+
 def test_a_run_whose_job_fails_says_why_and_the_same_command_tries_again(idle: Mill, tiny: Path) -> None:
     source = idle.prompts("tried", 3)
     command = ("run", source, "--model", f"tiny={tiny}", "--max-tokens", "4", "--device", "cpu")
