@@ -61,17 +61,17 @@ def test_a_failed_job_says_why_and_recover_has_it_go_on(mill: Mill) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"status": "completed", "rows": 3}', None])
-def test_a_job_whose_manifest_is_damaged_exits_3(mill: Mill, content: bytes | None) -> None:
-    job = submit(mill, "damaged", 3, "--again", model="nobody")
-    mill.call("cancel", job).ok()
-    manifest = mill.dataset(job) / "_manifest.json"
+def test_a_job_whose_manifest_is_damaged_exits_3(idle: Mill, content: bytes | None) -> None:
+    job = submit(idle, "damaged", 3, "--again", model="nobody")
+    idle.call("cancel", job).ok()
+    manifest = idle.dataset(job) / "_manifest.json"
     if content is None:
         manifest.unlink()
     else:
         manifest.write_bytes(content)
-    with mill.ledger() as ledger:
+    with idle.ledger() as ledger:
         ledger.forget(job)
-    done, listed = mill.call("status", job), mill.call("list")
+    done, listed = idle.call("status", job), idle.call("list")
 
     assert (done.code, done.out, done.err.count("\n")) == (3, "", 1)
     assert str(manifest) in done.err
