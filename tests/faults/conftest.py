@@ -31,3 +31,11 @@ def mill(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[M
     mill = Mill(tmp_path_factory.mktemp("mill"), server.url)
     yield mill
     mill.close()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """Of one test, which kills it, or changes its users."""
+    server = Server(tmp_path / "redis").start()
+    yield server
+    server.close()

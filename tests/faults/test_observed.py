@@ -65,13 +65,6 @@ def said_json(process: Process) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "redis").start()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def own_mill(tmp_path: Path, own_server: Server) -> Iterator[Mill]:
     mill = Mill(tmp_path, own_server.url)
     yield mill

@@ -26,13 +26,6 @@ USERS: tuple[User, ...] = ("producer", "worker")
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "redis").start()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def own_mill(tmp_path: Path, own_server: Server) -> Iterator[Mill]:
     """Its own commands log in as the admin, whose password stays."""
     mill = Mill(tmp_path, as_user(own_server.url, "admin"))
