@@ -38,7 +38,7 @@ def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive:
             job = read_job(store, claim.job)
             _end(store, ledger, job, claim, alive)
     except MissingPartsError as error:
-        if _is_going(store, ledger, claim.job):
+        if is_going(store, ledger, claim.job):
             return
         recoveries.count(Reason.PART_LOST, len(error.batches))
         _log.error("%s: they are generated again", error)
@@ -47,10 +47,10 @@ def end_job(store: Store, ledger: Ledger, permits: Permits, claim: Claim, alive:
             ledger.release(claim.job, claim.batch, claim.token)
         permits.send(job.spec.model)
     except DamagedFileError as error:
-        if not _is_going(store, ledger, claim.job):
+        if not is_going(store, ledger, claim.job):
             _fail(ledger, claim, error)
     except NotFoundError:
-        if not _is_going(store, ledger, claim.job):
+        if not is_going(store, ledger, claim.job):
             raise
     except PromptmillError:
         raise
@@ -72,8 +72,11 @@ def _end(store: Store, ledger: Ledger, job: JobFile, claim: Claim, alive: Progre
     clear_if_deleted(store, job.id, ledger.forget)
 
 
-def _is_going(store: Store, ledger: Ledger, job: str) -> bool:
-    """Whether its files are missing because somebody deletes it. Raises UnavailableError where all of the store is."""
+def is_going(store: Store, ledger: Ledger, job: str) -> bool:
+    """Whether files of ``job`` are missing because somebody deletes it; what was put of it meanwhile is removed then.
+
+    Raises UnavailableError where all of the store is missing.
+    """
     store.require()
     return clear_if_deleted(store, job, ledger.forget)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from jobs.deletion import clear_if_deleted
-from jobs.ending import end_job
+from jobs.ending import end_job, is_going
 from jobs.errors import InputError, LeaseLostError, PromptmillError, UnknownJobError
 from jobs.ledger import Beat, Claim, LeaseState, Release
 from jobs.records import wish_cancel
@@ -100,8 +99,7 @@ def _end(connection: Connection, claim: Claim) -> None:
         pass
     except UnknownJobError as error:
         # Deleted meanwhile; or its record is gone, unless it is the store that is.
-        connection.store.require()
-        if not clear_if_deleted(connection.store, claim.job, ledger.forget):
+        if not is_going(connection.store, ledger, claim.job):
             ledger.fail(claim.job, str(error))
     except PromptmillError:
         raise
