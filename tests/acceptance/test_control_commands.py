@@ -33,11 +33,11 @@ def contents(mill: Mill, job: str) -> dict[str, bytes]:
 # -- retry.
 
 
-@pytest.fixture(scope="module")
-def cancelled(mill: Mill) -> str:
+@pytest.fixture
+def cancelled(mill: Mill, request: pytest.FixtureRequest) -> str:
     """A job that was cancelled while it ran."""
     with mill.held(batch=2):
-        job = submit(mill, "cut-short", 100, "--max-tokens", "40", "--n", "2", "--temperature", "1")
+        job = submit(mill, request.node.name, 100, "--max-tokens", "40", "--n", "2", "--temperature", "1")
         mill.wait_for_rows(job, 10)
         mill.call("cancel", job).ok()
     assert mill.wait_for(job, "cancelled")["rows"]["cancelled"] > 0

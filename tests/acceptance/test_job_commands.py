@@ -52,11 +52,12 @@ def test_status_of_an_ended_job_counts_what_its_dataset_holds(mill: Mill, ended:
     assert all(status[name].endswith("Z") for name in ("created_at", "started_at", "ended_at"))
 
 
-def test_status_of_an_ended_job_is_read_from_the_store_when_redis_has_forgotten_it(mill: Mill, ended: str) -> None:
-    before = mill.status(ended)
+def test_status_of_an_ended_job_is_read_from_the_store_when_redis_has_forgotten_it(mill: Mill) -> None:
+    job = submit(mill, "forgotten", 20, "--wait", "--label", "team=shop", "--priority", "-2")
+    before = mill.status(job)
     with mill.ledger() as ledger:
-        ledger.forget(ended)
-    after = mill.status(ended)
+        ledger.forget(job)
+    after = mill.status(job)
 
     for name in ("status", "rows", "tokens", "batches", "errors", "results", "labels", "priority"):
         assert after[name] == before[name], name
