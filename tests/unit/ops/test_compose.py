@@ -1,69 +1,18 @@
-"""What docker-compose.yml, the Dockerfiles and redis.conf promise, read from the files, without Docker."""
+"""What docker-compose.yml and redis.conf promise, read from the files, without Docker."""
 
 from __future__ import annotations
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
-import sys
-import threading
-from collections.abc import Callable
-from fnmatch import fnmatch
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from compose_work import DOCKERFILES, OWN_SERVICES, ROOT, WORKERS, Service, dockerfile, mounts
 
 from jobs.telemetry.tracing import _ASKED_BY
-
-ROOT = Path(__file__).resolve().parents[3]
-DOCKERFILES = ("Dockerfile.producer", "Dockerfile.worker")
-OWN_SERVICES = ("worker", "worker-gpu", "producer", "exporter")
-WORKERS = ("worker", "worker-gpu")
-DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")
-
-Service = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def compose() -> dict[str, Any]:
-    """The compose file as it is where no setting is given."""
-    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    assert "${" not in DEFAULT.sub("", text), "a setting without a default"
-    loaded: dict[str, Any] = yaml.safe_load(DEFAULT.sub(r"\1", text))
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def services(compose: dict[str, Any]) -> dict[str, Service]:
-    found: dict[str, Service] = compose["services"]
-    return found
-
-
-def dockerfile(name: str) -> str:
-    return (ROOT / "ops/docker" / name).read_text(encoding="utf-8")
-
-
-def copied(name: str) -> list[str]:
-    """The paths that a Dockerfile copies out of the repository."""
-    lines = re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+) \S+$", dockerfile(name), re.MULTILINE)
-    return [path for line in lines for path in line.split()]
-
-
-def mounts(service: Service) -> list[tuple[str, str, bool]]:
-    """(source, target, read-only) of each mount, from the short and the long form."""
-    found = []
-    for mount in service.get("volumes", []):
-        if isinstance(mount, str):
-            source, target, *mode = mount.split(":")
-            found.append((source, target, mode == ["ro"]))
-        else:
-            found.append((mount["source"], mount["target"], mount.get("read_only", False)))
-    return found
 
 
 def redis_settings() -> dict[str, str]:
@@ -136,43 +85,6 @@ def test_each_side_gets_its_own_password_as_a_file_and_no_other(
     }
 
 
-def test_init_makes_each_password_once_in_a_folder_for_nobody_else(compose: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "secrets"
-
-    def init() -> dict[str, str]:
-        environment = {**os.environ, "SECRETS_DIR": str(folder)}
-        subprocess.run([ROOT / "ops/docker/init"], env=environment, check=True, capture_output=True)
-        return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
-
-    made = init()
-    assert set(made) == set(compose["secrets"])
-    assert len(set(made.values())) == len(made)
-    assert all(re.fullmatch(r"[0-9a-f]{48}\n", password) for password in made.values())
-    assert folder.stat().st_mode & 0o777 == 0o700
-    # In the container another user reads them.
-    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o444}
-    (folder / "redis_worker").unlink()
-    again = init()
-    assert {name for name in made if made[name] != again[name]} == {"redis_worker"}
-
-
-@pytest.mark.parametrize("spoil", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
-def test_a_secret_that_is_no_file_with_something_in_it_is_told(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    """Docker makes a folder where a file is missing that it was to mount."""
-    spoil(tmp_path / "redis_worker")
-    environment = {**os.environ, "SECRETS_DIR": str(tmp_path)}
-    done = subprocess.run([ROOT / "ops/docker/init"], env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/redis_worker is empty or no file")
-
-
-def test_the_passwords_are_kept_out_of_the_repository_and_of_the_builds() -> None:
-    assert "/.secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
-    ignore = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
-    assert ignore[0] == "*"
-    assert not any("secrets" in line for line in ignore)
-
-
 def test_every_service_runs_as_a_plain_user_on_a_read_only_root(services: dict[str, Service]) -> None:
     for name, service in services.items():
         assert service["user"].split(":")[0] not in ("0", "root"), name
@@ -188,12 +100,6 @@ def test_every_service_rotates_its_log_and_has_limits_to_set(services: dict[str,
     for name, service in services.items():
         assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
         assert {"mem_limit", "cpus"} <= set(service), name
-
-
-def test_both_images_run_as_the_user_that_compose_names(services: dict[str, Service]) -> None:
-    for name in DOCKERFILES:
-        assert re.findall(r"^USER (.+)$", dockerfile(name), re.MULTILINE) == ["10001:10001"]
-    assert {services[name]["user"] for name in OWN_SERVICES} == {"10001:10001"}
 
 
 def test_long_running_services_say_whether_they_are_healthy(services: dict[str, Service]) -> None:
@@ -290,24 +196,6 @@ def test_every_side_gets_the_same_store(services: dict[str, Service]) -> None:
         assert ("store", environment["PROMPTMILL_STORE"], False) in mounts(services[name])
 
 
-@pytest.mark.parametrize(("path", "status"), [("/readyz", 0), ("/stands-still", 1)])
-def test_the_health_check_says_what_the_process_answers(path: str, status: int) -> None:
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/readyz" else 503)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Nothing: pytest shows what matters."""
-
-    with HTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = [sys.executable, "-IS", ROOT / "ops/docker/health", str(server.server_port), path]
-        assert subprocess.run(command, check=False).returncode == status
-        server.shutdown()
-    assert subprocess.run(command, check=False, capture_output=True).returncode == 1
-
-
 def test_prometheus_scrapes_what_compose_runs(services: dict[str, Service]) -> None:
     assert ("./ops/monitoring", "/etc/prometheus", True) in mounts(services["prometheus"])
     text = (ROOT / "ops/monitoring/prometheus.yml").read_text(encoding="utf-8")
@@ -329,31 +217,6 @@ def test_grafana_finds_its_dashboard_and_its_source(services: dict[str, Service]
     assert [source["url"] for source in sources] == ["http://prometheus:9090"]
 
 
-@pytest.mark.parametrize(
-    ("docker", "status", "text"),
-    [
-        (None, 2, "there is no docker command"),
-        ('[ "$1" != compose ]', 2, "no compose plugin"),
-        ('[ "$1" != info ]', 3, "daemon does not answer"),
-    ],
-)
-def test_the_demo_says_in_one_sentence_what_docker_lacks(
-    docker: str | None, status: int, text: str, tmp_path: Path
-) -> None:
-    for name in ("sh", "dirname", "sed"):
-        (tmp_path / name).symlink_to(str(shutil.which(name)))
-    if docker is not None:
-        program = tmp_path / "docker"
-        program.write_text(f"#!/bin/sh\n{docker}\n", encoding="utf-8")
-        program.chmod(0o755)
-    run = subprocess.run(
-        [ROOT / "ops/docker/demo"], env={"PATH": str(tmp_path)}, check=False, capture_output=True, text=True
-    )
-    assert run.returncode == status
-    assert text in run.stderr
-    assert len(run.stderr.splitlines()) == 1
-
-
 def test_named_volumes_are_declared_and_host_paths_exist(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         for source, _, _ in mounts(service):
@@ -361,45 +224,6 @@ def test_named_volumes_are_declared_and_host_paths_exist(compose: dict[str, Any]
                 assert (ROOT / source).exists(), source
             else:
                 assert source in compose["volumes"], source
-
-
-def test_every_file_that_a_build_needs_exists_and_reaches_it(services: dict[str, Service]) -> None:
-    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    sent = [line[1:] for line in ignore if line.startswith("!")]
-    for name in OWN_SERVICES:
-        assert (ROOT / services[name]["build"]["dockerfile"]).is_file()
-    for name in DOCKERFILES:
-        assert copied(name)
-        for path in copied(name):
-            assert (ROOT / path).exists(), path
-            assert any(fnmatch(path, pattern) for pattern in sent), f"{path} is kept out by .dockerignore"
-
-
-def test_dockerfiles_take_each_build_argument_that_compose_gives(services: dict[str, Service]) -> None:
-    for name in OWN_SERVICES:
-        text = (ROOT / services[name]["build"]["dockerfile"]).read_text(encoding="utf-8")
-        taken = set(re.findall(r"^ARG (\w+)", text, re.MULTILINE))
-        assert set(services[name]["build"]["args"]) == taken
-
-
-def test_dockerfiles_build_without_a_registry_for_their_syntax() -> None:
-    assert not any("syntax=" in dockerfile(name) for name in DOCKERFILES)
-
-
-def test_the_image_has_the_torch_that_bootstrap_installs(services: dict[str, Service]) -> None:
-    bootstrap = (ROOT / "ops/bootstrap").read_text(encoding="utf-8")
-    (torch,) = set(re.findall(r"torch==[\d.]+", bootstrap))
-    assert {services[name]["build"]["args"]["TORCH_SPEC"] for name in WORKERS} == {torch}
-
-
-def test_the_producer_image_is_asked_for_nothing_of_the_worker() -> None:
-    direct_requirements = runpy.run_path(str(ROOT / "ops/docker/requirements.py"))["direct_requirements"]
-    base = direct_requirements(ROOT / "pyproject.toml", [])
-    names = {re.split(r"[^\w.-]", line)[0] for line in base}
-    assert "redis" in names
-    assert not names & {"torch", "transformers", "safetensors"}
-    assert "requirements.py pyproject.toml otel >" in dockerfile("Dockerfile.producer")
-    assert any(line.startswith("torch") for line in direct_requirements(ROOT / "pyproject.toml", ["worker"]))
 
 
 def test_every_setting_of_compose_is_in_the_example() -> None:
