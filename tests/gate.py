@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,20 @@ VARIABLE = "TESTS_GATE"
 
 
 @contextlib.contextmanager
-def shut(gate: Path, batch: int) -> Iterator[None]:
-    """Meanwhile batches with this number and higher ones, of any job, are generated and not committed."""
-    written = gate.with_suffix(".new")
-    written.write_text(str(batch))
-    written.rename(gate)
+def shut(gate: Path, batch: int) -> Iterator[Callable[[int], None]]:
+    """Meanwhile batches with this number and higher ones, of any job, are generated and not committed.
+
+    What is yielded moves the gate on to another number.
+    """
+
+    def move(batch: int) -> None:
+        written = gate.with_suffix(".new")
+        written.write_text(str(batch))
+        written.rename(gate)
+
+    move(batch)
     try:
-        yield
+        yield move
     finally:
         gate.unlink()
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,11 @@ class Mill:
     def _gate(self) -> Path:
         return self.folder / "gate"
 
-    def held(self, batch: int) -> contextlib.AbstractContextManager[None]:
-        """Meanwhile the workers commit no batch with this number or a higher one: no job of more can end."""
+    def held(self, batch: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        """Meanwhile the workers commit no batch with this number or a higher one: no job of more can end.
+
+        What is yielded has them go on to another number.
+        """
         return gate.shut(self._gate, batch)
 
     @contextlib.contextmanager

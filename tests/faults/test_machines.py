@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import sleep
 
@@ -92,10 +93,16 @@ class Site:
         flags = ("--max-rows", str(MAX_ROWS), *flags)
         self.workers[host] = self.mill.worker("tiny", self.model, *flags, host=self.machines[host], **env)
 
-    def restart(self, host: str, *flags: str) -> None:
-        """As a rolling restart does: the old one ends by itself, then a new one starts and is waited for."""
-        self.workers[host].send(signal.SIGTERM)
-        assert self.workers[host].wait() == 0
+    def restart(self, host: str, *flags: str, drains: Callable[[], None] = lambda: None) -> None:
+        """As a rolling restart does: the old one ends by itself, then a new one starts and is waited for.
+
+        ``drains`` is called once the old one claims nothing any more.
+        """
+        old = self.workers[host]
+        old.send(signal.SIGTERM)
+        wait_until(f"{host} to drain", lambda: "draining: " in old.said())
+        drains()
+        assert old.wait() == 0
         self.start(host, *flags)
         self.wait_ready(host)
 
@@ -280,13 +287,16 @@ def test_all_workers_are_restarted_one_after_the_other_in_mid_job(site: Site, gr
     for host in WORKERS:
         if site.flags[host] != ("--grace", grace):
             site.restart(host, "--grace", grace)
-    job, in_hand = site.submit_to(f"rolling-{grace}", *WORKERS, rows=3 * ROWS), set[str]()
-    old = list(site.workers.values())
-    for host in WORKERS:
-        assert site.wait_in_hand(job, host), "the job was over before all workers were restarted"
-        before = site.workers[host]
-        site.restart(host, "--grace", "0")
-        in_hand |= site.in_hand(job, host, before)
+    old, in_hand, batches = list(site.workers.values()), set[str](), 3 * ROWS // BATCH
+    # Before each restart the workers have what they hold in hand, and more than they could hold is left.
+    gates = [batches * part // (len(WORKERS) + 1) for part in range(1, len(WORKERS) + 1)]
+    with site.mill.held(gates[0]) as go_on_to:
+        job = site.submit_to(f"rolling-{grace}", *WORKERS, rows=3 * ROWS)
+        for host, next_gate in zip(WORKERS, [*gates[1:], batches], strict=True):
+            assert site.wait_in_hand(job, host), "the job was over before all workers were restarted"
+            before = site.workers[host]
+            site.restart(host, "--grace", "0", drains=partial(go_on_to, next_gate))
+            in_hand |= site.in_hand(job, host, before)
     site.assert_whole(job, 3 * ROWS)
     if grace == "0":
         assert site.twice(job, *old) <= BATCH * len(in_hand)
