@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,27 +14,16 @@ import yaml
 from fault_work import submit
 
 from tests.mill import Mill
-from tests.patience import PATIENCE_S, wait_until
+from tests.patience import wait_until
 from tests.ports import free_port
 from tests.processes import Command, Process
 from tests.redis_server import Server
+from tests.web import get
 
 pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "ops" / "monitoring"
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    """Status and body; 0 where nobody answers."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_S) as answer:
-            return int(answer.status), answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-    except (urllib.error.URLError, OSError):
-        return 0, ""
 
 
 def samples(port: int) -> dict[str, float]:

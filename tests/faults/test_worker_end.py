@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.mill import Mill
 from tests.patience import wait_until
 from tests.ports import free_port
 from tests.processes import Process
+from tests.web import get
 from worker.heartbeat import EXIT_ENGINE
 
 pytestmark = pytest.mark.faults
@@ -112,8 +112,7 @@ def test_a_scrape_reads_the_engine_and_a_taken_port_is_refused(mill: Mill, tiny:
     port = free_port()
     worker = mill.worker("tiny", tiny, "--metrics-port", str(port))
     mill.wait_for_workers([worker])
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SOON_S) as reply:
-        lines = reply.read().decode().splitlines()
+    lines = get(port, "/metrics")[1].splitlines()
     assert "# TYPE promptmill_step_seconds summary" in lines
     assert [line.split()[0] for line in lines if line.startswith("promptmill_step_seconds")] == [
         "promptmill_step_seconds_count",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import socket
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -13,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from jobs.errors import InputError
 from jobs.telemetry.counters import Reason, Recoveries, recoveries
 from jobs.telemetry.exposition import Probes, ProcessCollector, serve
+from tests import web
 from tests.ports import free_port
 
 Get = Callable[[str], tuple[int, str]]
@@ -30,15 +30,7 @@ def get(probes: Probes) -> Iterator[Get]:
     port = free_port()
     stop = serve("--port", port, probes, "127.0.0.1", registry)
 
-    def get(path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
-    yield get
+    yield partial(web.get, port)
     stop()
 
 

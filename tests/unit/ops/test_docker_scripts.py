@@ -65,6 +65,13 @@ def test_the_health_check_says_what_the_process_answers(path: str, status: int) 
     assert subprocess.run(command, check=False, capture_output=True).returncode == 1
 
 
+@pytest.mark.parametrize("arguments", [[], ["port"], ["1", "/readyz", "more"]])
+def test_a_health_check_that_is_asked_amiss_says_how_to_ask(arguments: list[str]) -> None:
+    command = [sys.executable, "-IS", ROOT / "ops/docker/health", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "usage: health PORT [PATH]\n")
+
+
 @pytest.mark.parametrize(
     ("docker", "status", "text"),
     [
