@@ -23,8 +23,12 @@ from jobs.layout import LOCAL_FILE
 
 #: Seconds for the server to answer its first ping; loading a large append-only file takes some.
 _START_TIMEOUT_S = 60.0
+#: How many ports are tried: each is free when it is chosen, and somebody else's a moment later.
+_PORTS = 5
 #: Seconds for a server that is there, but says nothing yet: two servers on one folder would ruin its file.
 _BUSY_TIMEOUT_S = 30.0
+#: Seconds for a server that was told to end.
+_END_TIMEOUT_S = 10.0
 
 
 def server_binary() -> str:
@@ -67,6 +71,8 @@ class EmbeddedServer:
         self._folder = folder
         self._user_file = folder / f"run-{os.getpid()}"
         self.url = ""
+        #: The server, where this run started it.
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> EmbeddedServer:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -109,20 +115,30 @@ class EmbeddedServer:
         )
 
     def _start(self) -> str:
-        port, password = free_port(), secrets.token_urlsafe(24)
+        password, log = secrets.token_urlsafe(24), self._folder / "server.log"
+        for _ in range(_PORTS):
+            said_before = log.stat().st_size if log.exists() else 0
+            port = free_port()
+            process = self._launch(port, password, log)
+            url = f"redis://:{password}@127.0.0.1:{port}/0"
+            if self._waited_for(process, url):
+                self._process = process
+                _write_private(self._record, orjson.dumps({"redis_url": url, "pid": process.pid}).decode() + "\n")
+                return url
+            said = log.read_bytes()[said_before:].decode(errors="replace").strip()
+            if "Address already in use" not in said:  # else somebody took the port in between
+                break
+        last = said.splitlines()[-1] if said else "it said nothing"
+        raise RedisUnavailableError(f"the embedded Redis server did not start: {last} (log: {log})")
+
+    def _launch(self, port: int, password: str, log: Path) -> subprocess.Popen[bytes]:
         config = self._folder / "server.conf"
         _write_private(config, self._config(port, password))
-        log = self._folder / "server.log"
         with log.open("ab") as output:
             # A session of its own: Ctrl-C in the terminal must not reach the server before its clients.
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [server_binary(), str(config)], stdout=output, stderr=output, start_new_session=True
             )
-        url = f"redis://:{password}@127.0.0.1:{port}/0"
-        self._wait(process, url, log)
-        record = {"redis_url": url, "pid": process.pid}
-        _write_private(self._record, orjson.dumps(record).decode() + "\n")
-        return url
 
     def _config(self, port: int, password: str) -> str:
         lines = (
@@ -138,26 +154,36 @@ class EmbeddedServer:
         )
         return "\n".join(lines) + "\n"
 
-    def _wait(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    def _waited_for(self, process: subprocess.Popen[bytes], url: str) -> bool:
+        """Whether it answers, now or soon; one that does not is gone."""
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline and process.poll() is None:
             if _answers(url):
-                return
+                return True
             time.sleep(0.02)
         process.kill()
-        lines = log.read_text(errors="replace").strip().splitlines()
-        raise RedisUnavailableError(
-            f"the embedded Redis server did not start: {lines[-1] if lines else 'it said nothing'} (log: {log})"
-        )
+        process.wait()
+        return False
 
     def _stop(self) -> None:
         with contextlib.suppress(OSError, ValueError, redis.RedisError):
             record = orjson.loads(self._record.read_bytes())
             self._record.unlink(missing_ok=True)
-            client = redis.Redis.from_url(record["redis_url"], socket_timeout=10)
+            client = redis.Redis.from_url(record["redis_url"], socket_timeout=_END_TIMEOUT_S)
             with contextlib.suppress(redis.ConnectionError):
                 client.shutdown()
-            _wait_gone(int(record["pid"]))
+            self._wait_gone(int(record["pid"]))
+
+    def _wait_gone(self, pid: int) -> None:
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._process is not None:
+                self._process.poll()  # a child that has ended is there until it is asked
+            if not _alive(pid):
+                return
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def _other_users(self) -> bool:
         """Whether another live run uses this server; files of dead ones are swept away."""
@@ -189,18 +215,6 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _wait_gone(pid: int, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        if not _alive(pid):
-            return
-        time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def free_port() -> int:

@@ -198,7 +198,7 @@ def _of_state(connection: Connection, state: JobState, workers: list[WorkerInfo]
         workers=len(serving),
         serving=tuple(map(_serving, serving[:_NAMED_WORKERS])),
         rate=Rate(rows_per_s=round(state.rows_per_s, 3), tokens_per_s=round(state.tokens_per_s, 3)),
-        eta_s=_eta(state),
+        eta_s=_eta(state) if serving else None,
         errors=state.errors,
         reason=_reason(state, workers),
         retry=state.retry,

@@ -9,6 +9,7 @@ import pytest
 from acceptance_work import COMMANDS, submit
 
 from jobs.records import pin
+from producer.status import _of_state
 from tests.mill import Mill
 from tests.patience import wait_until
 from tests.redis_users import as_user
@@ -122,6 +123,17 @@ def test_a_job_begun_with_weights_that_nobody_has_says_so(mill: Mill) -> None:
     assert stuck["reason"] == f"{why}: {mend}"
     assert f"ok   jobs: 1 wait: {job}: {why}\n     -> {mend}\n" in doctor
     assert (served["workers"], served["reason"]) == (1, None)
+
+
+def test_no_time_to_go_is_told_of_a_job_that_nobody_works_on_any_more(mill: Mill) -> None:
+    job = submit(mill, "slowing", 3, model="nobody")
+    with mill.connection() as connection:
+        state, [worker, *_] = connection.ledger.job(job), connection.ledger.workers()
+        assert state is not None
+        state = replace(state, rows_per_s=2.0)
+        left, served = (_of_state(connection, state, there) for there in ([], [replace(worker, model="nobody")]))
+
+    assert (left.eta_s, served.eta_s) == (None, 1.5)
 
 
 def test_recover_brings_back_a_job_that_redis_has_lost(mill: Mill) -> None:
