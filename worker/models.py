@@ -102,7 +102,7 @@ def _device(device: str) -> torch.device:
         torch.empty(1, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
-            f"the device {device!r} cannot be used: {_first_line(error)}; use --device cpu, or auto"
+            f"the device {device!r} cannot be used: {_first_line(error)}; give cpu, or auto, instead"
         ) from error
     return wanted
 
