@@ -294,7 +294,9 @@ def test_a_terminal_that_is_closed_ends_a_supervisor_as_it_does_a_worker(place: 
     controller, terminal = pty.openpty()
     with log.open("wb") as output:
         # A session of its own, whose terminal this is.
-        take = f"import fcntl, os, sys, termios; fcntl.ioctl({terminal}, termios.TIOCSCTTY, 0); " + (
+        take = (
+            f"import fcntl, os, signal, sys, termios; fcntl.ioctl({terminal}, termios.TIOCSCTTY, 0); "
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # these tests may run under nohup
             "os.execv(sys.argv[1], sys.argv[1:])"
         )
         supervisor = subprocess.Popen(
