@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -167,79 +166,6 @@ class TestMemory:
             pass
         assert all(future.done() for future in futures)
         assert engine.stats().kv_used_ratio == 0
-
-
-class TestEnds:
-    def test_one_token_of_one_token(self, llama: LoadedModel) -> None:
-        answer = run(inflight_for(llama), [request([5], max_tokens=1)])[0]
-
-        assert len(answer.token_ids) == 1
-        assert (answer.finish_reason, answer.prompt_tokens) == ("length", 1)
-        assert answer.text == llama.tokenizer.decode(answer.token_ids)
-
-    def test_the_context_cuts_max_tokens_and_refuses_longer_prompts(self, tiny: Tiny) -> None:
-        loaded = tiny("gpt2", max_length=32)
-        rng = random.Random(1)
-
-        answers = run(
-            inflight_for(loaded, max_length=10_000),
-            [request(random_prompt(rng, length), max_tokens=500, seed=1) for length in (28, 31, 32, 90)],
-        )
-
-        assert [len(answer.token_ids) for answer in answers] == [4, 1, 0, 0]
-        assert [answer.finish_reason for answer in answers] == ["length", "length", "error", "error"]
-        assert [answer.error_code for answer in answers] == [None, None, "prompt_too_long", "prompt_too_long"]
-
-    def test_ids_outside_of_the_vocabulary_and_empty_prompts_are_refused(self, llama: LoadedModel) -> None:
-        engine = inflight_for(llama)
-
-        answers = run(engine, [request(ids) for ids in ([5, 400], [-1], [])])
-
-        assert [answer.error_code for answer in answers] == ["tokenizer_error", "tokenizer_error", "empty_prompt"]
-        assert engine.rows_in_hand == 0
-
-    @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-    def test_text_ends_exactly_before_a_stop_string_wherever_token_borders_are(self, tiny: Tiny, kind: str) -> None:
-        loaded = tiny(kind)
-        engine = inflight_for(loaded)
-        prompt = loaded.tokenizer.encode("write a short description")
-        row: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0, "seed": 3}
-        whole = run(engine, [request(prompt, **row)])[0].text
-        stops = {whole[at : at + length] for at in range(len(whole)) for length in (1, 3, 9)}
-        # Half of a character is no text that a user could ask to stop at.
-        asked = sorted(stop for stop in stops if stop and "\ufffd" not in stop)
-
-        answers = run(engine, [request(prompt, **row, stop=("never seen", stop)) for stop in asked])
-
-        assert len(asked) > 20
-        for stop, answer in zip(asked, answers, strict=True):
-            assert answer.text == whole[: whole.index(stop)]
-            assert answer.finish_reason == "stop"
-            assert stop in loaded.tokenizer.decode(answer.token_ids)
-            assert stop not in loaded.tokenizer.decode(answer.token_ids[:-1])
-
-    def test_the_end_token_is_counted_and_not_shown(self, llama: LoadedModel) -> None:
-        asked = [request([10 + i], max_tokens=60, temperature=1.5, seed=i) for i in range(30)]
-
-        ended = [answer for answer in run(inflight_for(llama), asked) if answer.finish_reason == "stop"]
-
-        assert ended
-        for answer in ended:
-            assert answer.token_ids[-1] == llama.tokenizer.eos_id
-            assert llama.tokenizer.eos_id not in answer.token_ids[:-1]
-            assert "</s>" not in answer.text
-
-    def test_mean_logprob_is_that_of_the_unmodified_distribution(self, llama: LoadedModel) -> None:
-        asked = request([8, 9, 10], max_tokens=12, temperature=0.5, top_k=3, seed=4, logprobs=True)
-        silent = request([8, 9, 10], max_tokens=12, temperature=0.5, top_k=3, seed=4)
-
-        answer, unasked = run(inflight_for(llama), [asked, silent])
-
-        logits = logits_alone(llama.model, [8, 9, 10, *answer.token_ids])[2:-1]
-        chosen = logits.log_softmax(-1)[range(len(answer.token_ids)), answer.token_ids]
-        assert answer.mean_logprob == pytest.approx(chosen.mean().item(), abs=1e-4)
-        assert unasked.mean_logprob is None
-        assert unasked.token_ids == answer.token_ids
 
 
 def test_stats_add_up_over_rows_of_every_kind(llama: LoadedModel) -> None:
