@@ -17,9 +17,6 @@ from tests.redis_users import as_user
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_job_exits_2(mill: Mill, command: str) -> None:
-    submit(
-        mill, f"known-{command}", 1, model="nobody"
-    )  # a store without any may be the wrong one, which is exit code 3
     done = mill.call(command, "job-that-never-was")
 
     assert (done.code, done.out) == (2, "")
