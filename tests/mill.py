@@ -242,7 +242,10 @@ class Mill:
 
     def stages(self) -> list[str]:
         """The stages that hold a file."""
-        return sorted({path.parts[-3] for path in self.store_path.glob("data/*/*/*") if path.is_file()})
+        data = self.store_path / "data"
+        # Not by glob, to which a folder that a worker removes meanwhile is an error.
+        holding = (Path(folder) for folder, _, files in os.walk(data) if files)
+        return sorted({folder.relative_to(data).parts[0] for folder in holding})
 
     def queue_length(self, model: str) -> int:
         with self.redis() as client:

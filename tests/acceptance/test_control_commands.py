@@ -14,6 +14,7 @@ from acceptance_work import submit
 
 from jobs import layout
 from tests.mill import Mill, rows_in_order
+from tests.patience import PATIENCE_S
 
 TOO_LONG = "the lamp is warm and quiet " * 60
 
@@ -178,7 +179,7 @@ def test_on_a_terminal_it_asks_first(mill: Mill, answer: str, code: int) -> None
     os.write(leader, f"{answer}\n".encode())
     asked = subprocess.run(
         [sys.executable, "-c", "from producer.cli import main; main()", "delete", job],
-        stdin=follower, capture_output=True, env=mill.environment, cwd=mill.folder, timeout=60, check=False,
+        stdin=follower, capture_output=True, env=mill.environment, cwd=mill.folder, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     for end in (leader, follower):
         os.close(end)
