@@ -186,6 +186,9 @@ class Simulation:
     def restart(self, away_s: float) -> dict[str, Any]:
         """Kill the server, start it again, and see the fleet come back: seconds are from its first answer."""
         before = self.leases()
+        # Else a kill loses what it had answered while the disk was slow to sync, and those batches are claimed again.
+        self.server.hold()
+        self._until("the server to write what it has answered", lambda: self.server.has_written)
         self.server.kill()
         time.sleep(away_s)
         started = time.monotonic()
