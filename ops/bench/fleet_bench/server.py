@@ -14,6 +14,15 @@ class FleetServer(Server):
     def __init__(self, folder: Path, binary: str | None = None) -> None:
         super().__init__(folder, binary, "maxclients 20000")
 
+    def hold(self) -> None:
+        """From now on nothing is changed, until it is killed."""
+        self.client.client_pause(600_000, all=False)
+
+    @property
+    def has_written(self) -> bool:
+        """Whether all that it has answered is in its file."""
+        return int(self.info("persistence")["aof_buffer_length"]) == 0
+
     def begin(self) -> float:
         """The start of a window: counters at zero, and the processor time so far."""
         self.client.config_resetstat()

@@ -107,25 +107,27 @@ class Simulation:
 
     def window(self, name: str, **known: Any) -> dict[str, Any]:
         """What fleet and server do in so many seconds."""
-        first = self._ask("")
+        first, asked = self._ask(""), time.monotonic()
         cpu, started = self.server.begin(), time.monotonic()
         time.sleep(self.plan.seconds)
         seconds = time.monotonic() - started
         server = self.server.end(cpu, seconds)
+        # On a busy machine the fleet takes its time to answer, and goes on meanwhile: what it says is of all of it.
         found = self._ask("")
-        claims = [seconds for one in found for seconds in one["claims"]]
-        finishes = [seconds for one in found for seconds in one["finishes"]]
+        fleet_s = time.monotonic() - asked
+        claims = [call_s for one in found for call_s in one["claims"]]
+        finishes = [call_s for one in found for call_s in one["finishes"]]
         own = sum(b["cpu"] - a["cpu"] for a, b in zip(first, found, strict=True))
-        each = server["redis_cpu"] * seconds * 1e6 / len(claims) if claims else 0.0
+        each = server["redis_cpu"] * fleet_s * 1e6 / len(claims) if claims else 0.0
         return {
             "window": name,
             **known,
-            "claims_per_s": round(len(claims) / seconds, 1),
+            "claims_per_s": round(len(claims) / fleet_s, 1),
             **latencies("claim", claims),
             **latencies("finish", finishes),
             **server,
             "redis_us_per_claim": round(each, 1),
-            "fleet_cpu": round(own / seconds, 3),
+            "fleet_cpu": round(own / fleet_s, 3),
             "errors": dict(sum((Counter(one["errors"]) for one in found), Counter[str]())),
         }
 
@@ -184,6 +186,9 @@ class Simulation:
     def restart(self, away_s: float) -> dict[str, Any]:
         """Kill the server, start it again, and see the fleet come back: seconds are from its first answer."""
         before = self.leases()
+        # Else a kill loses what it had answered while the disk was slow to sync, and those batches are claimed again.
+        self.server.hold()
+        self._until("the server to write what it has answered", lambda: self.server.has_written)
         self.server.kill()
         time.sleep(away_s)
         started = time.monotonic()

@@ -73,7 +73,7 @@ def run(server: Server, load: Load) -> dict[str, Any]:
         raise BenchError(f"{done} batches are done where {share * load.clients} were claimed and finished")
     operations = 2 * done
     return asdict(load) | {
-        "seconds": round(seconds, 3),
+        "seconds": round(seconds, 6),
         "claims_per_s": round(done / seconds),
         "finishes_per_s": round(done / seconds),
         "together_per_s": round(operations / seconds),

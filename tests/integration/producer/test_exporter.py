@@ -16,7 +16,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from producer.exporter.service import Exporter
 from tests.integration.producer.test_observer import accept
-from tests.patience import wait_until
+from tests.patience import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -68,14 +68,14 @@ def test_a_store_that_takes_the_place_of_the_one_that_has_to_be_there_ends_it(
     wanted = Store.open(str(folder), create=True).id
     exporter = Exporter(Settings(store=str(folder), store_id=wanted, redis_url=redis_server.producer_url, sweep_s=0.1))
     exporter.start()
-    wait_until("the exporter to be ready", lambda: exporter.ready() is None, 20)
+    wait_until("the exporter to be ready", lambda: exporter.ready() is None)
     folder.rename(tmp_path / "away")
-    wait_until("the exporter to miss it", lambda: "is gone" in (exporter.ready() or ""), 20)
+    wait_until("the exporter to miss it", lambda: "is gone" in (exporter.ready() or ""))
     assert exporter.ending.empty()  # it may be mounted again
     other = Store.open(str(tmp_path / "other"), create=True).id
     (tmp_path / "other").rename(folder)
     with pytest.raises(WrongStoreError, match=f"{wanted} has to be there .*another one is, {other}"):
-        raise exporter.ending.get(timeout=20) or AssertionError
+        raise exporter.ending.get(timeout=PATIENCE_S) or AssertionError
     exporter.stop()
 
 

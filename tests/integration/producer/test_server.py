@@ -13,6 +13,7 @@ from jobs.errors import RedisUnavailableError
 from jobs.layout import LOCAL_FILE
 from producer import server
 from producer.server import EmbeddedServer
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def taken() -> Iterator[int]:
 def test_a_port_that_somebody_takes_in_between_is_left_to_him(
     tmp_path: Path, taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ports = iter([taken, taken, server.free_port()])
+    ports = iter([taken, taken, free_port()])
     monkeypatch.setattr(server, "free_port", lambda: next(ports))
     with EmbeddedServer(tmp_path, tmp_path / "redis") as embedded, redis.Redis.from_url(embedded.url) as client:
         assert client.ping()

@@ -47,7 +47,7 @@ class Bench:
             id=name, model="fake", fingerprint="f1", host="here", pid=1, device="cpu", dtype="float32",
             engine="fake", revision="r1", slots=4, version="0", started_at=0.0,
         )  # fmt: skip
-        settings = Settings(store=self.store.uri, redis_url=self.url, lease_s=5.0, sweep_s=0.5)
+        settings = Settings(store=self.store.uri, redis_url=self.url, lease_s=60.0, sweep_s=0.5)
         tokenizer: Any = fake.tokenizer
         return WorkerContext(settings, self.store, self.ledger, self.permits, fake, tokenizer, registration)
 
@@ -91,7 +91,7 @@ def bench(redis_server: Any, tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(
         url=redis_server.url,
         store=store,
-        ledger=Ledger.connect(redis_server.url, store.id, lease_s=5.0, sweep_s=0.5),
+        ledger=Ledger.connect(redis_server.url, store.id, lease_s=60.0, sweep_s=0.5),
         permits=Permits(make_app(redis_server.url, store.id), store.id),
         client=Client(redis_url=redis_server.producer_url, store=tmp_path / "store"),
         redis=redis_server.client,

@@ -141,12 +141,14 @@ def test_a_ten_row_job_behind_ten_million_rows_starts_within_one_batch_time(
     # The first batch runs from beginning to end: that many steps are one batch time.
     mill.step_until(lambda: mill.engine.stats().rows >= BATCH)
     batch_steps = mill.steps
-    # The second one is in the engine, all places are taken, and the other slots wait for room.
-    mill.step_until(lambda: mill.engine.scheduler.running == MAX_ROWS and mill.worker.waiting == SLOTS - 1)
+    # The second one is in the engine, all places are taken, and the other slots wait for room. Steps would not wait for
+    # the part of the first to be on the disk.
+    wait_until("the slot of the first batch to wait again", lambda: mill.worker.waiting == SLOTS - 1)
+    mill.step_until(lambda: mill.engine.scheduler.running == MAX_ROWS)
     claims, steps = len(mill.claims), mill.steps
 
     job = small()
-    mill.step_until(lambda: mill.bench.state(job).done == 1)
+    mill.step_until(lambda: sum(group == job.id for group, _ in mill.entered) == SMALL)
 
     later = mill.claims[claims:]
     assert later[0][0] == job.id, "the next slot that is free claims the ten rows"

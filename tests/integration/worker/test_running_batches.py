@@ -12,7 +12,7 @@ import pytest
 from jobs.ledger import LeaseState
 from jobs.reconcile import Reconciler
 from jobs.spec import Status
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, wait_until
 from worker.claims import run_claim, run_permit
 from worker.context import WorkerContext
 from worker.engine.request import Request
@@ -34,8 +34,9 @@ class Running:
         self._thread = threading.Thread(target=run_permit, args=(self.worker,))
         self._thread.start()
         self.requests: list[Request] = []
-        while self.worker.engine.stats().rows < 1:
-            self._thread.join(0.01)
+        wait_until("the first row", lambda: self.worker.engine.stats().rows)
+        # From here on so slow that the batch does not end by itself while a test does something about it.
+        self.worker.engine._tokens_per_second = 4.0  # type: ignore[attr-defined]
 
     def beat(self) -> None:
         """A heartbeat, as its thread would send it."""

@@ -1,17 +1,13 @@
-"""What the tests of counting share; and hypothesis without a deadline: how long an example takes on a busy machine
-decides nothing."""
+"""What the tests of counting share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from tests.models import tiny_tokenizer
 
-settings.register_profile("promptmill", deadline=None)
-settings.load_profile("promptmill")
 pytest.register_assert_rewrite("tests.pipeline_reference")
 
 

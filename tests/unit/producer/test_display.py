@@ -16,14 +16,21 @@ from producer.rates import History, RateMeter, sparkline
 from producer.watch import make_display
 
 WIDTHS = (60, 80, 160)
+NOW = now()
 GPU = ServingWorker(id="gpu-1-4711-37964a", device="cuda:0")
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the drawing takes."""
+    monkeypatch.setattr("producer.display.now", lambda: NOW)
 
 
 def status(kind: Status = Status.IN_PROGRESS, **changes: Any) -> JobStatus:
     rows = RowCounts(total=10_000, completed=2_200, failed=34)
     given: dict[str, Any] = {
         "id": "job-74895a6814de3860", "status": kind, "model": "tiny", "labels": {}, "priority": 0,
-        "created_at": now() - timedelta(seconds=90), "started_at": now() - timedelta(seconds=84), "rows": rows,
+        "created_at": NOW - timedelta(seconds=90), "started_at": NOW - timedelta(seconds=84), "rows": rows,
         "batches": BatchCounts(total=40, done=8, running=2), "tokens": TokenCounts(prompt=9, completion=70_000),
         "running": Running(rows=16, tokens=500), "workers": 1, "serving": (GPU,),
         "errors": {"prompt_too_long": 30, "numeric_error": 4}, "store": "memory://",

@@ -22,6 +22,7 @@ from producer.forecast import Forecast, for_submit, prepare
 from producer.rows import RowOptions
 from producer.sources import rows_source
 from producer.tokens import Meter, Over, Tokens
+from tests.patience import PATIENCE_S
 
 #: 100 prompt tokens and 900 more that are generated at most.
 TOKENS = Tokens(0, 10, 100, 10, 100, 900, (10,), 4.0, "guessed")
@@ -136,11 +137,11 @@ class TestLook:
 
     def test_no_store_no_redis_and_no_url(self, settings: Settings, tmp_path: Path) -> None:
         away = settings.model_copy(update={"store": str(tmp_path / "none")})
-        assert "no Promptmill store at" in str(Fleet.look(away, "copy").unknown)
+        assert "no Promptmill store at" in str(Fleet.look(away, "copy", PATIENCE_S).unknown)
         assert not (tmp_path / "none").exists()
-        assert "cannot be reached" in str(Fleet.look(settings, "copy").unknown)
+        assert "cannot be reached" in str(Fleet.look(settings, "copy", PATIENCE_S).unknown)
         wrong = settings.model_copy(update={"redis_url": "http://here"})
-        assert "the Redis URL cannot be read" in str(Fleet.look(wrong, "copy").unknown)
+        assert "the Redis URL cannot be read" in str(Fleet.look(wrong, "copy", PATIENCE_S).unknown)
 
     def test_a_redis_that_says_nothing_is_not_waited_for(self, settings: Settings) -> None:
         with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -160,7 +161,7 @@ class TestLook:
             server = Thread(target=answer)
             server.start()
             wrong = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{web.getsockname()[1]}"})
-            assert "answers, but is no Redis" in str(Fleet.look(wrong, "copy").unknown)
+            assert "answers, but is no Redis" in str(Fleet.look(wrong, "copy", PATIENCE_S).unknown)
             server.join()
 
 
