@@ -101,13 +101,13 @@ class Mill:
         self, model: str, folder: Path, flags: Sequence[str], environment: dict[str, str], host: Host | None = None
     ) -> Worker:
         own = ("--model", f"{model}={folder}", *WORKER_FLAGS)
-        environment = {**environment, gate.VARIABLE: str(self._gate)}
+        environment = {**environment, gate.VARIABLE: str(self.gate)}
         worker = Worker([*own, *flags], environment, self.folder, self._next_log("worker"), host)
         self.processes.append(worker)
         return worker
 
     @property
-    def _gate(self) -> Path:
+    def gate(self) -> Path:
         return self.folder / "gate"
 
     def held(self, batch: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
@@ -115,7 +115,7 @@ class Mill:
 
         What is yielded has them go on to another number.
         """
-        return gate.shut(self._gate, batch)
+        return gate.shut(self.gate, batch)
 
     @contextlib.contextmanager
     def supervised(self, model: str, folder: Path, *flags: str, **env: str) -> Iterator[list[Worker]]:
