@@ -34,6 +34,9 @@ from tests.redis_users import as_user
 
 #: Seconds. Short, so that a test sees a lease expire; long enough for a busy machine's heartbeats.
 LEASE_S, SWEEP_S = 4.0, 0.5
+#: For the workers of tests in which each batch runs once: on a machine that stands still for a while, LEASE_S may pass
+#: between two heartbeats.
+LONG_LEASE = {"PROMPTMILL_LEASE_S": "600"}
 #: How long the workers that a test kills sit on a batch decides nothing: rows in hand are few on purpose.
 WORKER_FLAGS = ("--device", "cpu", "--threads", "1", "--concurrency", "2", "--max-rows", "16", "--grace", "10")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import pickle
 import signal
@@ -23,8 +24,9 @@ pytestmark = pytest.mark.faults
 SOON_S = 45.0
 
 
-def permits(mill: Mill) -> Permits:
-    return Permits(make_app(mill.redis_url, mill.store.id), mill.store.id)
+def send_too_many(mill: Mill) -> None:
+    with contextlib.closing(Permits(make_app(mill.redis_url, mill.store.id), mill.store.id)) as permits:
+        permits.send("tiny", 50)
 
 
 def message(body: Any, *, kind: str = "application/json", task: str = PERMIT_TASK) -> bytes:
@@ -71,7 +73,7 @@ def delete_messages(mill: Mill) -> None:
             client.delete(name)
 
 
-@pytest.mark.parametrize("disturb", [delete_messages, lambda mill: permits(mill).send("tiny", 50)])
+@pytest.mark.parametrize("disturb", [delete_messages, send_too_many])
 def test_permits_may_vanish_or_multiply(mill: Mill, tiny: Path, disturb: Callable[[Mill], None]) -> None:
     with mill.supervised("tiny", tiny):
         job = submit(mill, f"permits-{time.time_ns()}")
