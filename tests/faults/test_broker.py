@@ -20,9 +20,6 @@ from tests.mill import Mill
 
 pytestmark = pytest.mark.faults
 
-#: Seconds in which a worker consumes again after a message that it cannot use: a few, of a machine that has much to do.
-SOON_S = 45.0
-
 
 def send_too_many(mill: Mill) -> None:
     with contextlib.closing(Permits(make_app(mill.redis_url, mill.store.id), mill.store.id)) as permits:
@@ -63,7 +60,7 @@ def test_after_a_message_that_is_none_of_ours_the_worker_consumes_again(mill: Mi
     with mill.supervised("tiny", tiny, "--grace", "1"), mill.redis() as client:
         client.rpush(queue_key(mill.store.id, "tiny"), MESSAGES[what])
         job = submit(mill, what.replace(" ", "-"), 10, 5, tokens=4)
-        assert_whole(mill, job, 10, timeout_s=SOON_S)
+        assert_whole(mill, job, 10)
 
 
 def delete_messages(mill: Mill) -> None:
