@@ -34,6 +34,9 @@ from tests.redis_users import as_user
 
 #: Seconds. Short, so that a test sees a lease expire; long enough for a busy machine's heartbeats.
 LEASE_S, SWEEP_S = 4.0, 0.5
+#: For the workers of tests in which each batch runs once: on a machine that stands still for a while, LEASE_S may pass
+#: between two heartbeats.
+LONG_LEASE = {"PROMPTMILL_LEASE_S": "600"}
 #: How long the workers that a test kills sit on a batch decides nothing: rows in hand are few on purpose.
 WORKER_FLAGS = ("--device", "cpu", "--threads", "1", "--concurrency", "2", "--max-rows", "16", "--grace", "10")
 
@@ -101,13 +104,13 @@ class Mill:
         self, model: str, folder: Path, flags: Sequence[str], environment: dict[str, str], host: Host | None = None
     ) -> Worker:
         own = ("--model", f"{model}={folder}", *WORKER_FLAGS)
-        environment = {**environment, gate.VARIABLE: str(self._gate)}
+        environment = {**environment, gate.VARIABLE: str(self.gate)}
         worker = Worker([*own, *flags], environment, self.folder, self._next_log("worker"), host)
         self.processes.append(worker)
         return worker
 
     @property
-    def _gate(self) -> Path:
+    def gate(self) -> Path:
         return self.folder / "gate"
 
     def held(self, batch: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
@@ -115,7 +118,7 @@ class Mill:
 
         What is yielded has them go on to another number.
         """
-        return gate.shut(self._gate, batch)
+        return gate.shut(self.gate, batch)
 
     @contextlib.contextmanager
     def supervised(self, model: str, folder: Path, *flags: str, **env: str) -> Iterator[list[Worker]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -142,13 +143,14 @@ class Published:
     def look(self) -> list[str]:
         """What has changed since. Files may go; what is being written (``name#1``) is not published yet."""
         wrong = []
-        for path in self.folder.glob("**/*"):
+        # Not glob: it fails where a folder goes meanwhile, as those of deleted jobs do.
+        for path in (Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names):
             name = str(path.relative_to(self.folder))
             if "#" in path.name or name.startswith(("_local", "_probe")):
                 continue
             try:
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            except OSError:  # a folder, or gone since
+            except OSError:  # gone since
                 continue
             if self._seen.setdefault(name, digest) != digest:
                 wrong.append(f"P3: {name} has changed")
@@ -164,29 +166,29 @@ class Work:
     again: int = 0
     tokens: int = 0
     tokens_again: int = 0
-    #: By process: rows that it had begun in batches that it was not the first to commit.
+    #: By process: rows that it had begun in batches that it was not the first to commit, and rows that it began again.
     in_hand: dict[int, int] = field(default_factory=dict)
     #: The processes whose engines gave each row (stage, batch, row, sample).
     doers: dict[tuple[str, ...], list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, logs: Path) -> Work:
-        work, begun, first = cls(), Counter[tuple[int, str, str]](), dict[tuple[str, str], tuple[float, int]]()
+        work, begun, first = cls(), Counter[tuple[int, tuple[str, ...]]](), dict[tuple[str, str], tuple[float, int]]()
         for path in sorted(logs.glob("*.log")):
             pid = int(path.stem)
             work.in_hand[pid] = 0
             for line in path.read_text().splitlines():
                 at, kind, *words = line.split()
                 if kind == "begin":
-                    begun[pid, words[0], words[1]] += 1
+                    begun[pid, tuple(words)] += 1
                 elif kind == "commit":
                     # A put that came long after its job had ended can succeed too.
                     first[words[0], words[1]] = min(first.get((words[0], words[1]), (float(at), pid)), (float(at), pid))
                 elif kind == "done":
                     work._count(pid, tuple(words[:4]), int(words[4]))
-        for (pid, *batch), rows in begun.items():
-            if first.get((batch[0], batch[1]), (0.0, 0))[1] != pid:
-                work.in_hand[pid] += rows
+        for (pid, row), times in begun.items():
+            # One that lost its lease, and then took the batch again, may have been the first to commit.
+            work.in_hand[pid] += times - (first.get((row[0], row[1]), (0.0, 0))[1] == pid)
         return work
 
     def _count(self, pid: int, row: tuple[str, ...], tokens: int) -> None:

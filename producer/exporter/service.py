@@ -94,11 +94,12 @@ class Rounds(threading.Thread):
             if not self._stopped.is_set():
                 _log.exception("%s failed and goes on", self.name)
             return str(error)
-        self.wrong, self._well_at = None, time.monotonic()
         if told is not None:
             _log.warning("%s: works again", self.name)
             if reason := _RECONNECTED.get(self.name):
                 recoveries.count(reason)
+        # Last: whoever sees that all is well can see the recovery too.
+        self.wrong, self._well_at = None, time.monotonic()
         return None
 
     def _fail(self, error: Exception) -> None:

@@ -15,6 +15,7 @@ from jobs.store import Store
 from ops.faults.checker import Expected, check_job
 from tests.faults.fault_work import assert_whole, submit
 from tests.mill import Mill
+from tests.patience import wait_until
 from tests.redis_server import Server
 from tests.s3_server import make_bucket, s3_server, variables
 
@@ -52,6 +53,8 @@ def test_a_copy_of_a_store_made_while_a_job_ran_is_all_that_has_to_be_kept(
     ).ok()
     (worker,) = mill.workers("tiny", tiny, 1)
     mill.wait_for("early", "completed")
+    # They go when the job has ended already, and a copy would miss some that it has listed.
+    wait_until("its parts to go", lambda: not list(mill.store_path.glob("data/*/parts/*")))
     with mill.held(batch=8):
         job = submit(mill, "restored")
         mill.wait_for_rows(job, 60)

@@ -70,7 +70,7 @@ def test_a_worker_that_is_killed_half_way_costs_no_row(mill: Mill, workers: list
 
     assert_exactly(mill, job, 1_000)
     # Whether the dead worker had committed anything by then is the machine's business.
-    assert max(mill.table(job)["attempt"].to_pylist()) == 2, "what the dead worker held was run again"
+    assert max(mill.table(job)["attempt"].to_pylist()) >= 2, "what the dead worker held was run again"
 
 
 def test_a_worker_that_is_told_to_end_hands_its_batches_back_at_once(mill: Mill, workers: list[Worker]) -> None:
@@ -100,11 +100,12 @@ def test_a_flushed_redis_learns_its_jobs_from_the_store(mill: Mill, workers: lis
 
 
 def test_redis_may_crash_and_come_back(mill: Mill, server: Server, workers: list[Worker]) -> None:
-    job = submit(mill, "crashed")
-    mill.wait_for_rows(job, 80)
-    server.kill()
-    time.sleep(1.0)
-    down = mill.call("status", job)
+    with mill.held(batch=4):  # what has ended is told without Redis
+        job = submit(mill, "crashed")
+        mill.wait_for_rows(job, 80)
+        server.kill()
+        time.sleep(1.0)
+        down = mill.call("status", job)
     server.start()
 
     assert down.code == 3
@@ -143,9 +144,14 @@ def test_a_producer_that_is_killed_while_it_stages_has_accepted_nothing(mill: Mi
 
 def test_a_job_whose_producer_died_before_it_told_redis_is_run(mill: Mill, workers: list[Worker]) -> None:
     job = mill.call("submit", mill.prompts("untold", 60), "--model", "later", "--batch-size", "10").ok().out.strip()
-    with mill.ledger() as ledger:
+
+    def forgotten() -> bool:
         ledger.forget(job)
-        assert ledger.job(job) is None
+        return ledger.job(job) is None
+
+    with mill.ledger() as ledger:
+        # The workers look for such jobs too, twice a minute.
+        wait_until("Redis not to know of the job", forgotten)
 
     assert mill.status(job)["status"] == "in_progress"
     with mill.ledger() as ledger:

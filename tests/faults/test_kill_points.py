@@ -12,7 +12,7 @@ from ops.faults import plugin
 from ops.faults.checker import Expected, Published, Work, check_job
 from ops.faults.reference import texts_alone
 from tests.integration.ledger.ledger_work import let_leases_expire
-from tests.mill import Mill
+from tests.mill import LONG_LEASE, Mill
 from tests.patience import wait_until
 
 pytestmark = pytest.mark.faults
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.faults
 ROWS, BATCH, TOKENS = 20, 4, 8
 PROMPTS = [f"the lamp number {i}" for i in range(ROWS)]
 #: Seconds: what has come back is soon found.
-SOON = {"PROMPTMILL_SWEEP_S": "0.3"}
+SOON = {"PROMPTMILL_SWEEP_S": "0.3", **LONG_LEASE}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 from jobs.errors import ModelError
 from jobs.store import Store
 from producer.local import LocalWorkers
+from tests import gate, gated_run
 from tests.mill import Mill
 from tests.models import tiny_model
 from tests.patience import wait_until
@@ -47,16 +48,27 @@ def arguments(mill: Mill, model: Path) -> tuple[str, ...]:
     return ("run", source, "--model", f"chat={model}", *flags)
 
 
+def parts(mill: Mill) -> int:
+    return len(list(mill.store_path.glob("data/*/parts/part-*.parquet")))
+
+
 def start(mill: Mill, *command: str) -> Process:
-    """Starts ``run`` and waits until it has committed something."""
-    process = mill.start(*command)
+    """Starts ``run``, whose worker waits before the gate of ``mill``, and waits until it has committed something."""
+    before = parts(mill)
+    process = mill.start(*command, PLUGIN=gated_run.__name__, **{gate.VARIABLE: str(mill.gate)})
 
     def committed() -> bool:
         assert process.alive, process.said()
-        return bool(list(mill.store_path.glob("data/*/parts/part-*.parquet")))
+        return parts(mill) > before
 
     wait_until("the first part", committed)
     return process
+
+
+def wait_drained(mill: Mill, times: int) -> None:
+    """Until its worker has been told to stop for so many times."""
+    log = mill.store_path / "_local" / "worker-1.log"
+    wait_until("the worker to drain", lambda: log.read_text().count("draining: ") == times)
 
 
 def children(mill: Mill) -> list[int]:
@@ -107,21 +119,25 @@ def test_a_worker_of_a_run_does_not_found_another_store_in_the_place_of_one_that
 def test_an_interrupted_and_then_killed_run_goes_on_with_the_same_command(alone: Mill, chat: Path) -> None:
     command = arguments(alone, chat)
 
-    interrupted = start(alone, *command)
-    interrupted.send(signal.SIGINT)
-    assert interrupted.wait() == 130
+    with alone.held(batch=4) as go_on_to:
+        interrupted = start(alone, *command)
+        interrupted.send(signal.SIGINT)
+        wait_drained(alone, 1)
+        go_on_to(ROWS)
+        assert interrupted.wait() == 130
     assert "the same command goes on" in interrupted.said()
     assert "Traceback" not in interrupted.said()
     assert children(alone) == []
-    parts = len(list(alone.store_path.glob("data/*/parts/*.parquet")))
-    assert 0 < parts < ROWS / 5
+    assert 0 < parts(alone) < ROWS / 5
 
-    killed = alone.start(*command)
-    wait_until("more parts", lambda: len(list(alone.store_path.glob("data/*/parts/*.parquet"))) > parts)
-    killed.send(signal.SIGKILL)
-    killed.wait()
-    # The server stays for the run that comes next; the workers see that their parent is gone.
-    wait_until("the workers to end", lambda: len(children(alone)) <= 1)
+    with alone.held(batch=parts(alone) + 4) as go_on_to:
+        killed = start(alone, *command)
+        killed.send(signal.SIGKILL)
+        killed.wait()
+        # The server stays for the run that comes next; the worker sees that its parent is gone.
+        wait_drained(alone, 2)
+        go_on_to(ROWS)
+        wait_until("the worker to end", lambda: len(children(alone)) <= 1)
     assert not list(alone.store_path.glob("results/*/_SUCCESS"))
 
     last = alone.run(*command, "--out", str(alone.folder / "copy.csv")).ok()

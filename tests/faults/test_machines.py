@@ -42,6 +42,8 @@ MAX_ROWS = 4
 MOST_IN_HAND = 2 * MAX_ROWS + 2 * BATCH
 HOSTS = ("redis", "s3", "producer", "worker1", "worker2", "worker3")
 WORKERS = HOSTS[3:]
+#: Seconds, for whatever is in hand, on any machine.
+LONG_GRACE = "100"
 
 #: How the producer's host reads a dataset back: file by file, into a folder of this machine.
 _COPY = """
@@ -215,7 +217,7 @@ def site(machines: Machines, tiny: Path, tmp_path_factory: pytest.TempPathFactor
             wait_until("S3 to answer", lambda: "ready" in s3.said())
             site = Site(machines, mill, server, tiny, folder / "logs")
             for host in WORKERS:
-                site.start(host, "--grace", "10")
+                site.start(host, "--grace", LONG_GRACE)
             wait_until("a store", lambda: server.client.keys("promptmill:*:epoch"))
             for host in WORKERS:
                 site.wait_ready(host)
@@ -282,7 +284,7 @@ def test_a_link_of_a_few_kb_a_second_is_waited_for(site: Site) -> None:
     assert site.all_alive()
 
 
-@pytest.mark.parametrize("grace", ["10", "0"])
+@pytest.mark.parametrize("grace", [LONG_GRACE, "0"])
 def test_all_workers_are_restarted_one_after_the_other_in_mid_job(site: Site, grace: str) -> None:
     for host in WORKERS:
         if site.flags[host] != ("--grace", grace):

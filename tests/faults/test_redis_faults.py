@@ -82,6 +82,8 @@ def test_its_memory_may_be_full_for_a_while(mill: Mill, server: Server, worker: 
     with mill.held(batch=2):
         job = submit(mill, "full")
         mill.wait_for_rows(job, 40)
+        # A slot that is still idle would have Celery take a permit, which it cannot note then, and says so by the page.
+        wait_until("both slots to have a batch in hand", lambda: mill.status(job)["batches"]["running"] == 2)
         server.client.config_set("maxmemory", 1)
     wait_until("what is claimed to end", lambda: not mill.status(job)["batches"]["running"])
     stopped = mill.status(job)["rows"]["completed"]

@@ -14,7 +14,7 @@ from fault_work import assert_whole, submit
 from jobs import layout
 from ops.faults.checker import Expected, check_job
 from ops.faults.proxy import Mode, Proxy
-from tests.mill import Mill
+from tests.mill import LONG_LEASE, Mill
 from tests.patience import wait_until
 from tests.redis_server import Server
 from tests.s3_server import make_bucket, s3_server, variables
@@ -87,7 +87,7 @@ def test_a_disk_that_takes_nothing_for_a_while_costs_no_row_and_no_second_run(
 ) -> None:
     with mill.held(batch=2):
         job = submit(mill, "waits", 200)
-        worker = mill.worker("tiny", tiny, **NO_LIMIT)
+        worker = mill.worker("tiny", tiny, **NO_LIMIT, **LONG_LEASE)
         mill.wait_for_rows(job, 40)
         away(disk)
     wait_until("a part to wait", lambda: "waits to be committed" in worker.said())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.telemetry.tracing import trace_id
-from tests.mill import Mill
+from tests.mill import LONG_LEASE, Mill
 
 trace_service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 
@@ -59,7 +59,7 @@ def receiver() -> Iterator[Receiver]:
 
 def test_all_that_is_done_for_a_job_is_one_trace(mill: Mill, tiny: Path, receiver: Receiver) -> None:
     asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
-    worker = mill.worker("tiny", tiny, **asked)
+    worker = mill.worker("tiny", tiny, **LONG_LEASE, **asked)
     source = mill.prompts("traced", 8)
     flags = ("--model", "tiny", "--batch-size", "4", "--max-tokens", "4", "--job-id", "traced")
     mill.run("submit", source, *flags, **asked).ok()

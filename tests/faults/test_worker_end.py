@@ -61,9 +61,10 @@ def test_garbage_in_the_queue_ends_an_idle_worker_with_a_status_that_asks_for_a_
 def test_garbage_in_the_queue_makes_a_worker_hand_back_its_batch_and_end(
     mill: Mill, worker: Process, busy: Callable[[int], str]
 ) -> None:
-    job = busy(3000)  # its other slot waits for permits
-    garbage(mill)
-    assert worker.wait(SOON_S) == EXIT_ENGINE
+    with mill.held(batch=0):
+        job = busy(3000)  # its other slot waits for permits
+        garbage(mill)
+        assert worker.wait(SOON_S) == EXIT_ENGINE
     status = mill.status(job)
     assert (status["status"], status["batches"]["running"]) == ("in_progress", 0)
     mill.call("cancel", job).ok()
@@ -89,6 +90,8 @@ def test_a_second_signal_ends_the_grace_period(mill: Mill, tiny: Path) -> None:
     job = mill.call("submit", source, *flags).ok().out.strip()
     wait_until("a batch to run", lambda: mill.status(job)["batches"]["running"])
     worker.send(signal.SIGTERM)
+    # Two signals that come before a process has looked at the first are one.
+    wait_until("the grace period to begin", lambda: "draining: " in worker.said())
     time.sleep(1)
     assert worker.alive
     worker.send(signal.SIGTERM)

@@ -8,7 +8,7 @@ import pytest
 from fault_work import assert_whole, leases, submit
 
 from ops.faults import plugin
-from tests.mill import Mill
+from tests.mill import LONG_LEASE, Mill
 from tests.patience import wait_until
 
 pytestmark = pytest.mark.faults
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.faults
 
 @pytest.mark.parametrize("error", ["MemoryError", "SystemExit", "KeyboardInterrupt", "RecursionError"])
 def test_a_task_that_dies_leaves_its_slot_usable(mill: Mill, tiny: Path, error: str) -> None:
-    worker = mill.worker("tiny", tiny, "--concurrency", "1", PLUGIN=plugin.__name__, FAULTS_RAISE=error)
+    flags, faults = ("--concurrency", "1"), {"PLUGIN": plugin.__name__, "FAULTS_RAISE": error}
+    worker = mill.worker("tiny", tiny, *flags, **faults, **LONG_LEASE)
     try:
         job = submit(mill, f"dies-of-{error}", 20, 10, tokens=4)
         assert_whole(mill, job, 20)
@@ -31,8 +32,8 @@ def test_a_task_that_dies_leaves_its_slot_usable(mill: Mill, tiny: Path, error: 
 def test_a_clock_that_is_an_hour_off_changes_nothing_but_the_times_that_rows_tell(
     mill: Mill, tiny: Path, ahead: str
 ) -> None:
-    off = mill.worker("tiny", tiny, PLUGIN=plugin.__name__, FAULTS_CLOCK=ahead)
-    right = mill.worker("tiny", tiny)
+    off = mill.worker("tiny", tiny, PLUGIN=plugin.__name__, FAULTS_CLOCK=ahead, **LONG_LEASE)
+    right = mill.worker("tiny", tiny, **LONG_LEASE)
     mill.wait_for_workers([off, right])
     try:
         with mill.held(batch=0):

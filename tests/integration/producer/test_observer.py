@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from jobs.job_file import JobFile
@@ -61,6 +62,24 @@ def test_jobs_that_ended_are_counted_until_they_are_forgotten(ledger: Ledger) ->
         assert observer.look(ledger).models["served"].jobs == {Status.FAILED: 1, Status.COMPLETED: 1}
     ledger.forget("one")
     assert observer.look(ledger).models["served"].jobs == {Status.COMPLETED: 1}
+
+
+def test_a_job_that_ends_in_the_middle_of_a_look_is_counted_once(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(ledger, "ends")
+    ask_for_workers = ledger.workers
+
+    def workers() -> list[WorkerInfo]:
+        """Asked for between the live jobs and the ended ones."""
+        ledger.finalized("ends", Status.COMPLETED, PartCounts(completed=10), None)
+        return ask_for_workers()
+
+    monkeypatch.setattr(ledger, "workers", workers)
+    seen = Observer().look(ledger)
+    served = seen.models["served"]
+    assert (served.jobs, served.backlog, served.rows) == ({Status.COMPLETED: 1}, 0, 0)
+    assert (seen.listed, seen.live_jobs) == ([], 0)
 
 
 def test_only_the_oldest_jobs_have_series_of_their_own_but_all_are_counted(ledger: Ledger) -> None:
