@@ -102,7 +102,8 @@ def make_app(redis_url: str, store_id: str, model: str | None = None) -> Celery:
 
 
 def _queue(model: str) -> Queue:
-    return Queue(queue_name(model))  # type: ignore[no-untyped-call]
+    # A permit that is taken is gone: to note it until it is acknowledged is work, and fails in a Redis that is full.
+    return Queue(queue_name(model), no_ack=True)  # type: ignore[no-untyped-call]
 
 
 def broker_url(redis_url: str, *, anonymous: bool = False) -> str:

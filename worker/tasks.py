@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 
 
 def _strategy(task: Task, app: Celery, consumer: object) -> Callable[..., None]:
-    """Celery's way to take a message, but for what makes no sense in it: Celery then ends with the message still
-    unacknowledged, so that it comes back and ends the next worker too. One that is invalid it puts away."""
+    """Celery's way to take a message, but for what makes no sense in it, by which Celery would end. One that is
+    invalid it puts away."""
     take = strategy.default(task, app, consumer)
 
     def take_permit(*message: Any, **options: Any) -> None:

@@ -64,7 +64,7 @@ def test_after_a_message_that_is_none_of_ours_the_worker_consumes_again(mill: Mi
 
 
 def delete_messages(mill: Mill) -> None:
-    """The queue, and what was delivered and not yet acknowledged."""
+    """The queue, and what else Celery keeps."""
     with mill.redis() as client:
         for name in client.keys(f"promptmill:{mill.store.id}:celery:*"):
             client.delete(name)

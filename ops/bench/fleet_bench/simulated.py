@@ -168,12 +168,12 @@ class NoEngine:
 
 
 class Consumer(threading.Thread):
-    """Takes permits as Celery was seen to do it: BRPOP for a second while a slot is free, a note of each message that
-    is taken, and its removal before the task runs."""
+    """Takes permits as Celery was seen to do it: BRPOP for a second while a slot is free, and before the task runs the
+    removal of a note that there is not, for permits are not acknowledged."""
 
     def __init__(self, url: str, context: WorkerContext, slots: int, pace: Pace, delay_s: float) -> None:
         super().__init__(daemon=True)
-        self._popping, self._noting = redis.Redis.from_url(url), redis.Redis.from_url(url)
+        self._popping, self._forgetting = redis.Redis.from_url(url), redis.Redis.from_url(url)
         self._worker = context
         self._free = threading.Semaphore(slots)
         self._pool = ThreadPoolExecutor(slots)
@@ -194,7 +194,7 @@ class Consumer(threading.Thread):
                 if message is None:
                     self._free.release()
                 else:
-                    self._note(message[1])
+                    self._forget()
                     self._pool.submit(self._run)
                 tries = 0
             except redis.RedisError:
@@ -202,11 +202,9 @@ class Consumer(threading.Thread):
                 tries += 1
                 time.sleep(min(_RETRY_S * tries, _RETRY_MAX_S))
 
-    def _note(self, message: bytes) -> None:
+    def _forget(self) -> None:
         tag = os.urandom(16).hex()
-        with self._noting.pipeline() as pipe:
-            pipe.zadd(f"{self._unacked}_index", {tag: time.time()}).hset(self._unacked, tag, message).execute()
-        with self._noting.pipeline() as pipe:
+        with self._forgetting.pipeline() as pipe:
             pipe.zrem(f"{self._unacked}_index", tag).hdel(self._unacked, tag).execute()
 
     def _run(self) -> None:
