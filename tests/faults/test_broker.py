@@ -17,6 +17,7 @@ from fault_work import assert_whole, submit
 
 from jobs.permits import PERMIT_TASK, Permits, make_app, queue_key
 from tests.mill import Mill
+from tests.patience import wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -78,6 +79,17 @@ def test_permits_may_vanish_or_multiply(mill: Mill, tiny: Path, disturb: Callabl
             disturb(mill)
             time.sleep(0.3)
         assert_whole(mill, job)
+
+
+def test_a_busy_worker_leaves_permits_to_those_that_have_a_free_slot(mill: Mill, tiny: Path) -> None:
+    with mill.supervised("tiny", tiny):
+        with mill.held(batch=0):
+            job = submit(mill, "busy", 40, 5, tokens=4)
+            wait_until("both slots to have a batch", lambda: mill.status(job)["batches"]["running"] == 2)
+            send_too_many(mill)
+            time.sleep(2)
+            assert mill.queue_length("tiny") >= 50
+        assert_whole(mill, job, 40)
 
 
 def test_a_permit_that_dies_with_the_worker_that_took_it_is_missed_by_nobody(mill: Mill, tiny: Path) -> None:
