@@ -35,7 +35,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 #: Seconds: the lease, the sweep, and how long a worker that cannot be heard stays listed (30 in the product).
-LEASE_S, SWEEP_S, LISTED_S = 3.0, 0.5, 4
+LEASE_S, SWEEP_S, LISTED_S = 6.0, 0.5, 4
 ROWS, BATCH, TOKENS = 200, 10, 32
 MAX_ROWS = 4
 #: Rows that a worker has in hand at most: a batch is claimed where fewer than twice MAX_ROWS are, and another waits.
