@@ -18,17 +18,21 @@ _log = logging.getLogger(__name__)
 
 
 def _strategy(task: Task, app: Celery, consumer: object) -> Callable[..., None]:
-    """Celery's way to take a message, but for what makes no sense in it, by which Celery would end. One that is
-    invalid it puts away."""
+    """Celery's way to take a message, but that none is acknowledged (see jobs/permits.py; kombu would keep the tag of
+    each for ever), and that one which makes no sense does not end Celery: one that is invalid it puts away."""
     take = strategy.default(task, app, consumer)
 
-    def take_permit(*message: Any, **options: Any) -> None:
+    def take_permit(message: object, body: object, _ack: object, *rest: Any, **options: Any) -> None:
         try:
-            take(*message, **options)
+            take(message, body, _no_ack, *rest, **options)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise InvalidTaskError(f"no permit: {error}") from error
 
     return take_permit
+
+
+def _no_ack(*_: object) -> None:
+    """In the place of an acknowledgement."""
 
 
 def register_tasks(app: Celery, context: WorkerContext) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import pickle
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_work import assert_whole, submit
+from redis.client import Monitor
 
 from jobs.permits import PERMIT_TASK, Permits, make_app, queue_key
 from tests.mill import Mill
@@ -90,6 +92,22 @@ def test_a_busy_worker_leaves_permits_to_those_that_have_a_free_slot(mill: Mill,
             time.sleep(2)
             assert mill.queue_length("tiny") >= 50
         assert_whole(mill, job, 40)
+
+
+def test_a_permit_that_is_taken_leaves_no_trace_in_redis(mill: Mill, tiny: Path) -> None:
+    with mill.supervised("tiny", tiny), mill.redis() as client, client.monitor() as monitor:
+        assert_whole(mill, submit(mill, "traceless", 40, 5, tokens=4), 40)
+        client.echo("all has been seen")
+        commands = itertools.takewhile(lambda command: "all has been seen" not in command, _commands(monitor))
+        seen = [command for command in commands if ":celery:" in command]
+
+    assert any(command.startswith("LPUSH") for command in seen)
+    assert [command for command in seen if command.startswith(("ZADD", "HSET", "ZREM", "HDEL"))] == []
+
+
+def _commands(monitor: Monitor) -> Iterator[str]:
+    while True:
+        yield monitor.next_command()["command"]
 
 
 def test_a_permit_that_dies_with_the_worker_that_took_it_is_missed_by_nobody(mill: Mill, tiny: Path) -> None:

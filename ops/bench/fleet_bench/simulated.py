@@ -168,12 +168,11 @@ class NoEngine:
 
 
 class Consumer(threading.Thread):
-    """Takes permits as Celery was seen to do it: BRPOP for a second while a slot is free, and before the task runs the
-    removal of a note that there is not, for permits are not acknowledged."""
+    """Takes permits as Celery was seen to do it: BRPOP for a second while a slot is free. None is acknowledged."""
 
     def __init__(self, url: str, context: WorkerContext, slots: int, pace: Pace, delay_s: float) -> None:
         super().__init__(daemon=True)
-        self._popping, self._forgetting = redis.Redis.from_url(url), redis.Redis.from_url(url)
+        self._popping = redis.Redis.from_url(url)
         self._worker = context
         self._free = threading.Semaphore(slots)
         self._pool = ThreadPoolExecutor(slots)
@@ -181,7 +180,6 @@ class Consumer(threading.Thread):
         self._delay_s = delay_s
         key = context.permits.queue_key(context.model)
         self._queues = [key, *(f"{key}\x06\x16{priority}" for priority in (3, 6, 9))]
-        self._unacked = key.rpartition("permits.")[0] + "unacked"
 
     def run(self) -> None:
         time.sleep(self._delay_s)
@@ -194,18 +192,12 @@ class Consumer(threading.Thread):
                 if message is None:
                     self._free.release()
                 else:
-                    self._forget()
                     self._pool.submit(self._run)
                 tries = 0
             except redis.RedisError:
                 self._free.release()
                 tries += 1
                 time.sleep(min(_RETRY_S * tries, _RETRY_MAX_S))
-
-    def _forget(self) -> None:
-        tag = os.urandom(16).hex()
-        with self._forgetting.pipeline() as pipe:
-            pipe.zrem(f"{self._unacked}_index", tag).hdel(self._unacked, tag).execute()
 
     def _run(self) -> None:
         try:
