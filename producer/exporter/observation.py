@@ -73,7 +73,7 @@ class Observer:
         live, workers, server = ledger.jobs(ledger.job_ids("live")), ledger.workers(), ledger.ping()
         self._note_ended(ledger, [state for state in live if state.status.ended])
         # Oldest first. One that has ended since it was read is among the ended, and counts once.
-        live = [state for state in reversed(live) if not state.status.ended and state.id not in self._ended]
+        live = [state for state in reversed(live) if state.id not in self._ended]
         still = self._progress.look(live)
         return Observation(
             models=self._figures(live, workers),
