@@ -25,6 +25,7 @@ from jobs.settings import Settings
 from jobs.store import Store
 from producer.connection import Connection
 from tests import gate
+from tests.files import files_below
 from tests.forkserver import ONCE
 from tests.machines import Host
 from tests.outcome import Outcome, call, promptmill
@@ -245,10 +246,12 @@ class Mill:
 
     def stages(self) -> list[str]:
         """The stages that hold a file."""
+        return sorted({file.parts[0] for file in files_below(self.store_path / "data")})
+
+    def parts(self) -> list[Path]:
+        """The parts of batches that there are: of jobs that have not ended."""
         data = self.store_path / "data"
-        # Not by glob, to which a folder that a worker removes meanwhile is an error.
-        holding = (Path(folder) for folder, _, files in os.walk(data) if files)
-        return sorted({folder.relative_to(data).parts[0] for folder in holding})
+        return [data / file for file in files_below(data) if file.match("*/parts/part-*.parquet")]
 
     def queue_length(self, model: str) -> int:
         with self.redis() as client:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.machines import Host
 from tests.patience import PATIENCE_S, wait_until
 
 
-class Process:
+class Process(ABC):
     """A worker, or a command that goes on, in a session of its own; its output is in ``log``."""
 
     pid: int
@@ -25,9 +26,9 @@ class Process:
         log.touch()
 
     @property
+    @abstractmethod
     def returncode(self) -> int | None:
         """The exit status, negative for a signal; None of one that lives."""
-        raise NotImplementedError
 
     @property
     def alive(self) -> bool:

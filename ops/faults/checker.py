@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+
+from tests.files import files_below
 
 STATUSES = {"ok", "error", "cancelled", "expired"}
 
@@ -143,13 +144,12 @@ class Published:
     def look(self) -> list[str]:
         """What has changed since. Files may go; what is being written (``name#1``) is not published yet."""
         wrong = []
-        # Not glob: it fails where a folder goes meanwhile, as those of deleted jobs do.
-        for path in (Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names):
-            name = str(path.relative_to(self.folder))
-            if "#" in path.name or name.startswith(("_local", "_probe")):
+        for file in files_below(self.folder):
+            name = str(file)
+            if "#" in file.name or name.startswith(("_local", "_probe")):
                 continue
             try:
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest = hashlib.sha256((self.folder / file).read_bytes()).hexdigest()
             except OSError:  # gone since
                 continue
             if self._seen.setdefault(name, digest) != digest:

@@ -104,7 +104,7 @@ def _delete(site: Site) -> bool:
 
 
 def _damage_a_part(site: Site) -> bool:
-    parts = list(site.mill.store_path.glob("data/*/parts/part-*.parquet"))
+    parts = site.mill.parts()
     if not parts:
         return False
     path = site.rng.choice(parts)

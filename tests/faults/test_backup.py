@@ -14,6 +14,7 @@ import pytest
 from jobs.store import Store
 from ops.faults.checker import Expected, check_job
 from tests.faults.fault_work import assert_whole, submit
+from tests.files import files_below
 from tests.mill import Mill
 from tests.patience import wait_until
 from tests.redis_server import Server
@@ -54,7 +55,7 @@ def test_a_copy_of_a_store_made_while_a_job_ran_is_all_that_has_to_be_kept(
     (worker,) = mill.workers("tiny", tiny, 1)
     mill.wait_for("early", "completed")
     # They go when the job has ended already, and a copy would miss some that it has listed.
-    wait_until("its parts to go", lambda: not list(mill.store_path.glob("data/*/parts/*")))
+    wait_until("its parts to go", lambda: not any("parts" in file.parts for file in files_below(mill.store_path)))
     with mill.held(batch=8):
         job = submit(mill, "restored")
         mill.wait_for_rows(job, 60)

@@ -111,7 +111,7 @@ def _commands(monitor: Monitor) -> Iterator[str]:
 
 
 def test_a_permit_that_dies_with_the_worker_that_took_it_is_missed_by_nobody(mill: Mill, tiny: Path) -> None:
-    """kombu takes a message from its queue before it notes that it has: what is taken then is gone."""
+    """What is taken from its queue is gone."""
     worker = mill.workers("tiny", tiny, 1)[0]
     worker.send(signal.SIGSTOP)
     job = submit(mill, "taken", 40)  # its permit goes to the connection of the stopped worker

@@ -48,18 +48,14 @@ def arguments(mill: Mill, model: Path) -> tuple[str, ...]:
     return ("run", source, "--model", f"chat={model}", *flags)
 
 
-def parts(mill: Mill) -> int:
-    return len(list(mill.store_path.glob("data/*/parts/part-*.parquet")))
-
-
 def start(mill: Mill, *command: str) -> Process:
     """Starts ``run``, whose worker waits before the gate of ``mill``, and waits until it has committed something."""
-    before = parts(mill)
+    before = len(mill.parts())
     process = mill.start(*command, PLUGIN=gated_run.__name__, **{gate.VARIABLE: str(mill.gate)})
 
     def committed() -> bool:
         assert process.alive, process.said()
-        return parts(mill) > before
+        return len(mill.parts()) > before
 
     wait_until("the first part", committed)
     return process
@@ -128,9 +124,9 @@ def test_an_interrupted_and_then_killed_run_goes_on_with_the_same_command(alone:
     assert "the same command goes on" in interrupted.said()
     assert "Traceback" not in interrupted.said()
     assert children(alone) == []
-    assert 0 < parts(alone) < ROWS / 5
+    assert 0 < len(alone.parts()) < ROWS / 5
 
-    with alone.held(batch=parts(alone) + 4) as go_on_to:
+    with alone.held(batch=len(alone.parts()) + 4) as go_on_to:
         killed = start(alone, *command)
         killed.send(signal.SIGKILL)
         killed.wait()

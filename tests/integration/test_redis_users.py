@@ -18,8 +18,8 @@ from tests.redis_users import SCRIPT, User, as_user
 LEDGER = Path(jobs.ledger.__file__).parent
 #: The scripts that only a worker runs.
 WORKERS_SCRIPTS = {"claim", "register", "suspect"}
-#: What Celery and redis-py send by themselves: permits are pushed, bindings noted; a worker pops permits, notes those
-#: that it has not acknowledged, and gives these back.
+#: What Celery and redis-py send by themselves: permits are pushed, bindings noted; a worker pops permits,
+#: drops one that is invalid, and gives back what workers of earlier versions noted and did not acknowledge.
 SENDS = {"lpush", "sadd", "multi", "exec", "evalsha", "script|load"}
 TAKES = {"brpop", "hset", "hget", "hdel", "zadd", "zrem", "zrange", "set", "get", "del", "rpush", "watch", "unwatch"}
 
